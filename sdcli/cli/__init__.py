@@ -1,0 +1,1 @@
+"""argv in, text out: the only rooms that know Typer and Rich."""

@@ -1,0 +1,29 @@
+"""stdout: results and nothing else, flushed one by one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+class Results:
+    """Prints a run's results: paths a line, NUL-separated, or JSON objects; nothing where stdout carries the picture."""
+
+    def __init__(self, *, as_json: bool = False, print0: bool = False, to_stdout: bool = False) -> None:
+        self.as_json = as_json
+        self.print0 = print0
+        self.to_stdout = to_stdout
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Print an event where JSON is wanted, else its path where it is a picture's."""
+        if self.as_json:
+            self.line(json.dumps(event))
+        elif event["event"] == "image" and not self.to_stdout:
+            self.line(event["path"])
+
+    def line(self, text: str) -> None:
+        """Print one result."""
+        # Paths are bytes to the system: what is no UTF-8 goes out as it came in.
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + (b"\0" if self.print0 else b"\n"))
+        sys.stdout.buffer.flush()

@@ -1,0 +1,91 @@
+"""What people see: stderr, and on it a bar where it is a terminal. stdout belongs to results."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sdcli.errors import SdcliError
+
+if TYPE_CHECKING:
+    from sdcli.pipeline import Step
+
+
+def printable(text: str) -> str:
+    """Return a text that can't steer a terminal: control and format characters become escapes."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def styled(text: str, code: str) -> str:
+    """Return `text` in an ANSI style, on a terminal that wants it (no-color.org)."""
+    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[{code}m{text}\x1b[0m" if wanted else text
+
+
+class Screen:
+    """Tells a person how it goes. `verbosity`: -1 quiet (errors only), 0, 1 with reasons, 2 with tracebacks."""
+
+    def __init__(self, verbosity: int = 0) -> None:
+        self.verbosity = verbosity
+        self._progress: Any = None
+        self._task: Any = None
+
+    def say(self, text: str, level: int = 0) -> None:
+        """Say a line, if that much is wanted."""
+        if self.verbosity >= level:
+            self._line(printable(text))
+
+    def warn(self, text: str) -> None:
+        """Say a warning; quiet does not hide it from the record or the JSON."""
+        if self.verbosity >= 0:
+            self._line(styled("warning: ", "33") + printable(text))
+
+    def error(self, error: SdcliError) -> None:
+        """Say what happened, and what to do about it."""
+        self.stop()
+        self._line(styled("error: ", "31") + printable(error.message.replace("\n", " ")))
+        if error.hint:
+            self._line(styled("  hint: ", "36") + printable(error.hint.replace("\n", " ")))
+
+    def step(self, step: Step, label: str) -> None:
+        """Move the bar: step, time per step and time left. Drawn on a terminal only."""
+        if self.verbosity < 0 or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            return
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+            from rich.text import Text
+
+            class Pace(ProgressColumn):
+                """Seconds a step."""
+
+                def render(self, task: Any) -> Text:
+                    return Text(f"{1 / task.speed:.2f} s/step" if task.speed else "")
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"), Pace(),
+                TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._progress.start()
+            self._task = self._progress.add_task(printable(label), total=step.of)
+        self._progress.update(self._task, completed=step.number, total=step.of, description=printable(label))
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _line(self, text: str) -> None:
+        # Without a stderr there is nobody to tell.
+        with suppress(OSError, ValueError, AttributeError):
+            if self._progress is not None:
+                self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()

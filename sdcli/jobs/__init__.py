@@ -1,0 +1,1 @@
+"""Prompts to jobs, and the one runner that draws them."""

@@ -1,0 +1,553 @@
+"""The only door to torch, diffusers and transformers: probe the machine, load a model, draw."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sdcli import __version__, models, schedulers
+from sdcli.device import Accelerator, Decision, DevicePlan, Probe, decide
+from sdcli.errors import BadInput, NotFinite, OutOfMemory, SdcliError, UsageError
+from sdcli.models import Model, ModelSpec
+from sdcli.prompts import tokens
+from sdcli.record import (
+    GeneratedImage,
+    ModelRecord,
+    PlanRecord,
+    Record,
+    SchedulerRecord,
+    SecondsRecord,
+    TokenRecord,
+    job_id,
+    pixels_of,
+)
+from sdcli.request import GenerationRequest
+
+# Set before transformers is imported: it tells of packages that are not missed here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a listener hears after each step: its number from 1, of how many, the timestep, and the latents
+    (pack, channels, height / 8, width / 8) as they are then."""
+
+    number: int
+    of: int
+    timestep: float
+    latents: Any
+
+
+Listener = Callable[[Step], None]
+
+
+def _quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def import_libraries() -> None:
+    """Import torch, diffusers and transformers, without the garbage collector looking at each new object.
+
+    The imports make some millions of objects that live as long as the process: looking for garbage among them, again
+    and again, took a fifth of the start (measured). Freezing sets them aside for good.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
+            import torch  # noqa: F401
+            import transformers
+        # Their bars for loading would stand among results that a person reads; sdcli says itself what it does.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def probe() -> Probe:
+    """Look at the machine: which accelerators PyTorch sees, and whether the CPU computes in bf16."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, _ = torch.cuda.mem_get_info(index)
+        found.append(
+            Accelerator(
+                device=f"cuda:{index}",
+                name=torch.cuda.get_device_name(index),
+                memory_free=free,
+                # From Ampere on; older cards emulate it, slowly.
+                bf16=torch.cuda.get_device_capability(index) >= (8, 0),
+                efficient_attention=torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (5, 0),
+            )
+        )
+    xpu = getattr(torch, "xpu", None)
+    for index in range(xpu.device_count() if xpu and xpu.is_available() else 0):
+        free, _ = torch.xpu.mem_get_info(index)
+        found.append(Accelerator(device=f"xpu:{index}", name=torch.xpu.get_device_name(index), memory_free=free, bf16=True))
+    if torch.backends.mps.is_available():
+        # Metal's attention computes its full matrix.
+        found.append(Accelerator(device="mps:0", name="Apple GPU", efficient_attention=False))
+    return Probe(accelerators=tuple(found), cpu_bf16=cpu_has_bf16())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16: AVX512-BF16, AMX or Arm's BF16."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        # Apple's chips have them from the M2 on, but PyTorch's CPU kernels there are no faster with them.
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def load(
+    model: Model,
+    spec: ModelSpec | None = None,
+    plan: DevicePlan | None = None,
+    *,
+    say: Say = _quiet,
+) -> Pipeline:
+    """Load a model onto the device that `plan` means; `say` is told of downloads and fall-backs.
+
+    Raises ModelUnavailable, BadInput for weights that can't be read, UsageError for a device that is not there.
+    """
+    began = time.monotonic()
+    spec, plan = spec or ModelSpec(model=model.name), plan or DevicePlan()
+    model = models.fetch(model, safety_checker=spec.safety_checker, say=say)
+    # Hashing reads the files that loading reads next, on another core.
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(models.hashes, model)
+        import_libraries()
+        import torch
+
+        assert model.family is not None
+        weight_bytes = sum(f.stat().st_size for f in models.loaded_files(model))
+        decision = decide(plan, probe(), family_dtype=model.family.dtype, weight_bytes=weight_bytes)
+        if decision.threads:
+            torch.set_num_threads(decision.threads)
+        pipe = _load_pipe(model, spec, getattr(torch, DTYPES[decision.dtype]))
+        files: Future[dict[str, str]] = hashed
+        record = ModelRecord(
+            name=model.name,
+            family=model.family.name,
+            repo=model.repo,
+            commit=model.commit,
+            files=files.result() | _vae_hash(spec),
+        )
+    pipeline = Pipeline(pipe, model, record, decision, say)
+    pipeline.seconds_to_load = time.monotonic() - began
+    return pipeline
+
+
+def _load_pipe(model: Model, spec: ModelSpec, dtype: Any) -> Any:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from safetensors import SafetensorError
+
+    assert model.path is not None
+    parts: dict[str, Any] = {"requires_safety_checker": spec.safety_checker}
+    if not spec.safety_checker:
+        parts["safety_checker"] = None
+    try:
+        if spec.vae is not None:
+            if spec.vae.endswith(".safetensors"):
+                parts["vae"] = AutoencoderKL.from_single_file(spec.vae, dtype=dtype)
+            else:
+                parts["vae"] = AutoencoderKL.from_pretrained(spec.vae, dtype=dtype, use_safetensors=True)
+        if model.single_file:
+            config = models.config_of_file(model.path)
+            return StableDiffusionPipeline.from_single_file(
+                str(model.path), config=str(config) if config else None, dtype=dtype, **parts
+            )
+        return StableDiffusionPipeline.from_pretrained(
+            model.path, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True, **parts
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise OutOfMemory(f"{model.name} does not fit into memory", "try --dtype bf16, or a smaller model") from error
+        text = " ".join(str(error).split())
+        raise BadInput(f"{model.name} can't be loaded: {text[:300]}", "fetch it again, or name another model") from error
+
+
+def _vae_hash(spec: ModelSpec) -> dict[str, str]:
+    if spec.vae is None:
+        return {}
+    path = Path(spec.vae)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return {f"--vae/{f.name}": models.sha256_of(f) for f in files}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; CPU and Metal say so in a plain RuntimeError."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )
+
+
+class Pipeline:
+    """A loaded model that draws.
+
+    When memory runs out it goes down a ladder (packs of one, attention slicing, VAE tiling, offload), says so, and
+    stays there; the records of what it draws from then on tell.
+    """
+
+    def __init__(self, pipe: Any, model: Model, record: ModelRecord, decision: Decision, say: Say = _quiet) -> None:
+        self.pipe = pipe
+        self.model = model
+        self.model_record = record
+        self.decision = decision
+        self.say = say
+        self.seconds_to_load = 0.0
+        self.fallbacks: list[str] = []
+        self.slicing = decision.attention_slicing
+        self.tiling = decision.vae_tiling
+        self.offload: str = decision.offload
+        self.pack_limit: int | None = None
+        self._own_scheduler = pipe.scheduler
+        self._encoded: dict[tuple[str, int], Any] = {}
+        pipe.set_progress_bar_config(disable=True)
+        if self.slicing != "off":
+            self._slice_attention(self.slicing)
+        if self.tiling:
+            pipe.vae.enable_tiling()
+        if self.offload == "none":
+            pipe.to(decision.device)
+        else:
+            self._offload(self.offload)
+
+    def resolve(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request with what the model decides filled in, and the scheduler by its canonical name."""
+        width, height = self.model.size or self._trained_size()
+        name = schedulers.find(request.scheduler).name if request.scheduler else None
+        return msgspec.structs.replace(
+            request, width=request.width or width, height=request.height or height, scheduler=name
+        )
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        batch_size: int = 1,
+        templates: Sequence[str | None] | None = None,
+        tags: Sequence[dict[str, str]] | None = None,
+        listener: Listener | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """Draw requests in their order, up to `batch_size` neighbours that can share a pass at once.
+
+        Each request needs its seed. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values
+        were not finite; the pictures before it have been yielded.
+        """
+        templates = templates or [None] * len(requests)
+        tags = tags or [{}] * len(requests)
+        resolved = [self.resolve(r) for r in requests]
+        start = 0
+        while start < len(resolved):
+            end = start + 1
+            limit = min(batch_size, self.pack_limit or batch_size)
+            while end < len(resolved) and end - start < limit and _shape(resolved[end]) == _shape(resolved[start]):
+                end += 1
+            try:
+                yield from self._draw(resolved[start:end], templates[start:end], tags[start:end], listener)
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, SdcliError) or not out_of_memory(error):
+                    raise
+                self._fall_back(end - start, error)
+                continue
+            start = end
+
+    def _draw(
+        self,
+        pack: Sequence[GenerationRequest],
+        templates: Sequence[str | None],
+        tags: Sequence[dict[str, str]],
+        listener: Listener | None,
+    ) -> list[GeneratedImage]:
+        """Draw one pack in one pass; its pictures are made before any is given out, so that a pack can be tried again."""
+        import torch
+
+        first, began = pack[0], time.monotonic()
+        assert first.width is not None and first.height is not None
+        multiple = self.pipe.vae_scale_factor
+        if first.width % multiple or first.height % multiple:
+            raise UsageError(
+                f"{self.model.name} draws sizes that are multiples of {multiple}, not {first.width}x{first.height}",
+                f"the nearest is {_near(first.width, multiple)}x{_near(first.height, multiple)}",
+            )
+        scheduler, scheduler_record = self._scheduler(pack)
+        self.pipe.scheduler = scheduler
+        device, dtype = torch.device(self.decision.device), self.pipe.unet.dtype
+        generators = [torch.Generator("cpu").manual_seed(_seed(r)) for r in pack]
+        shape = (1, self.pipe.unet.config.in_channels, first.height // multiple, first.width // multiple)
+        # Drawn in fp32 on the CPU, each from its own generator: the same start on any device, in any pack.
+        noise = torch.cat([torch.randn(shape, generator=g, dtype=torch.float32) for g in generators])
+        guided = first.guidance_scale > 1 and self.pipe.unet.config.time_cond_proj_dim is None
+
+        def heard(_: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+            if listener is not None:
+                of = self.pipe.num_timesteps
+                listener(Step(number=index + 1, of=of, timestep=float(timestep), latents=state["latents"]))
+            return state
+
+        with torch.no_grad():
+            embeds = torch.cat([self._encode(r.prompt, r.clip_skip) for r in pack])
+            negative = torch.cat([self._encode(r.negative_prompt, r.clip_skip) for r in pack]) if guided else None
+            latents = self.pipe(
+                prompt_embeds=embeds,
+                negative_prompt_embeds=negative,
+                latents=noise.to(dtype),
+                generator=generators,
+                num_inference_steps=first.num_inference_steps,
+                guidance_scale=first.guidance_scale,
+                guidance_rescale=first.guidance_rescale,
+                eta=first.eta,
+                height=first.height,
+                width=first.width,
+                output_type="latent",
+                callback_on_step_end=heard if listener is not None else None,
+            ).images
+            _synchronize(device)
+            drawn = time.monotonic()
+            # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it.
+            images = [self._decode(latent[None]) for latent in latents]
+            flags = self._flag(images)
+        decoded = time.monotonic()
+        seconds = SecondsRecord(
+            load=round(self.seconds_to_load, 3), draw=round(drawn - began, 3), decode=round(decoded - drawn, 3)
+        )
+        plan = self._plan(len(pack))
+        results = []
+        for request, image, flagged, template, own_tags in zip(pack, images, flags, templates, tags, strict=True):
+            counted = tokens.count(request.prompt, self.pipe.tokenizer)
+            record = Record(
+                id=job_id(request, self.model_record), request=request, template=template, tags=own_tags,
+                model=self.model_record, plan=plan, versions=versions(), tokens=counted, scheduler=scheduler_record,
+                flagged=flagged, fallbacks=tuple(self.fallbacks), seconds=seconds, pixels=pixels_of(image),
+            )  # fmt: skip
+            results.append(GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, flagged)))
+        return results
+
+    def _warnings(self, counted: TokenRecord, request: GenerationRequest, flagged: bool | None) -> tuple[str, ...]:
+        found = []
+        limit = self.pipe.tokenizer.model_max_length - 2
+        if counted.cut:
+            found.append(f'the prompt is longer than {limit} tokens; this was cut off: "{counted.cut}"')
+        negative = tokens.count(request.negative_prompt, self.pipe.tokenizer)
+        if negative.cut:
+            found.append(f'the negative prompt is longer than {limit} tokens; this was cut off: "{negative.cut}"')
+        if flagged:
+            found.append("the safety checker flags this picture")
+        return tuple(found)
+
+    def _scheduler(self, pack: Sequence[GenerationRequest]) -> tuple[Any, SchedulerRecord]:
+        own = self._own_scheduler
+        asked = pack[0].scheduler
+        if asked is None:
+            # A fresh one each time: schedulers keep state from one picture to the next.
+            scheduler, entry = type(own).from_config(own.config), schedulers.from_class(type(own).__name__, own.config)
+        else:
+            entry = schedulers.find(asked)
+            scheduler = schedulers.build(entry, own.config, [_seed(r) for r in pack])
+        if entry is not None:
+            schedulers.check(entry, eta=pack[0].eta or None, steps=pack[0].num_inference_steps)
+        settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and own.config.get(k) != v}
+        return scheduler, SchedulerRecord(
+            name=entry.name if entry else None,
+            class_name=type(scheduler).__name__,
+            settings={k: v for k, v in settings.items() if isinstance(v, (str, int, float, bool, type(None)))},
+            sampler=(entry.a1111 if entry else None) or type(scheduler).__name__,
+            schedule_type=entry.schedule_type if entry and entry.a1111 else None,
+        )
+
+    def _encode(self, text: str, clip_skip: int) -> Any:
+        """Return a text's embedding (1, tokens, width).
+
+        diffusers' own clip skip asks transformers' CLIP for a `text_model` that it no longer has
+        (huggingface/diffusers#14124); with none skipped this is bit for bit what diffusers does.
+        """
+        if (text, clip_skip) not in self._encoded:
+            pipe = self.pipe
+            encoder = pipe.text_encoder
+            layers = encoder.config.num_hidden_layers
+            if clip_skip >= layers:
+                raise UsageError(f"{self.model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
+            ids = pipe.tokenizer(
+                text, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+            )
+            mask = ids.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+            device = pipe._execution_device
+            found = encoder(
+                ids.input_ids.to(device),
+                attention_mask=mask.to(device) if mask is not None else None,
+                output_hidden_states=clip_skip > 0,
+            )
+            if clip_skip:
+                norm = getattr(encoder, "text_model", encoder).final_layer_norm
+                hidden = norm(found.hidden_states[-(clip_skip + 1)])
+            else:
+                hidden = found[0]
+            if len(self._encoded) >= 64:
+                self._encoded.pop(next(iter(self._encoded)))
+            self._encoded[text, clip_skip] = hidden.to(dtype=encoder.dtype, device=device)
+        return self._encoded[text, clip_skip]
+
+    def _decode(self, latent: Any) -> Any:
+        """Return the picture (Pillow, RGB) of one latent (1, channels, height, width).
+
+        diffusers makes a black picture of values that are not finite, and says nothing.
+        """
+        import torch
+
+        vae = self.pipe.vae
+        hint = "try --dtype fp32 or --dtype bf16, --attention-slicing off, or another --vae"
+        if not torch.isfinite(latent).all():
+            raise NotFinite("the noise predictor's values are not finite: there is no picture", hint)
+        image = vae.decode(latent / vae.config.scaling_factor, return_dict=False)[0]
+        if not torch.isfinite(image).all() and vae.dtype != torch.float32:
+            self._note("vae-fp32", "the autoencoder's values are not finite; decoding again in fp32")
+            vae.to(dtype=torch.float32)
+            try:
+                image = vae.decode(latent.float() / vae.config.scaling_factor, return_dict=False)[0]
+            finally:
+                vae.to(dtype=latent.dtype)
+        if not torch.isfinite(image).all():
+            raise NotFinite("the autoencoder's values are not finite: there is no picture", hint)
+        return self.pipe.image_processor.postprocess(image, output_type="pil", do_denormalize=[True])[0]
+
+    def _flag(self, images: Sequence[Any]) -> list[bool | None]:
+        """Return what the safety checker says of each picture; the pictures stay as they are."""
+        if self.pipe.safety_checker is None:
+            return [None] * len(images)
+        import numpy as np
+
+        found: list[bool | None] = []
+        for image in images:
+            features = self.pipe.feature_extractor(image, return_tensors="pt")
+            pixels = features.pixel_values.to(self.pipe._execution_device, self.pipe.safety_checker.dtype)
+            # It blackens the array that it is given: a copy.
+            _, flags = self.pipe.safety_checker(images=np.asarray(image)[None] / 255.0, clip_input=pixels)
+            found.append(bool(flags[0]))
+        return found
+
+    def _fall_back(self, pack_size: int, error: BaseException) -> None:
+        """Take the next rung of the ladder, or raise OutOfMemory where there is none left."""
+        import torch
+
+        device = self.decision.device
+        # The exception's traceback holds the tensors of the failed pass.
+        error.__traceback__ = None
+        gc.collect()
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if pack_size > 1:
+            self.pack_limit = max(1, pack_size // 2)
+            self._note(f"batch-size-{self.pack_limit}", f"out of memory; drawing {self.pack_limit} at a time")
+        elif self.slicing == "off":
+            self._slice_attention("on")
+            self._note("attention-slicing", "out of memory; slicing attention")
+        elif self.slicing != "max":
+            self._slice_attention("max")
+            self._note("attention-slicing-max", "out of memory; slicing attention as finely as it goes")
+        elif not self.tiling:
+            self.tiling = True
+            self.pipe.vae.enable_tiling()
+            self._note("vae-tiling", "out of memory; decoding in tiles")
+        elif device != "cpu" and self.offload != "sequential":
+            self._offload("model" if self.offload == "none" else "sequential")
+            self._note(f"offload-{self.offload}", f"out of memory; offloading ({self.offload})")
+        else:
+            raise OutOfMemory(
+                "out of memory, after every fall-back", "draw it smaller, or close what else uses the memory"
+            ) from None
+
+    def _slice_attention(self, how: str) -> None:
+        self.slicing = how
+        self.pipe.enable_attention_slicing({"on": "auto", "max": "max"}.get(how) or int(how))
+
+    def _offload(self, how: str) -> None:
+        self.offload = how
+        self.pipe.remove_all_hooks()
+        self.pipe.to("cpu")
+        if how == "model":
+            self.pipe.enable_model_cpu_offload(device=self.decision.device)
+        else:
+            self.pipe.enable_sequential_cpu_offload(device=self.decision.device)
+
+    def _note(self, slug: str, text: str) -> None:
+        """Keep a fall-back for the records, and say it the first time."""
+        if slug not in self.fallbacks:
+            self.fallbacks.append(slug)
+            self.say(text)
+
+    def _plan(self, pack_size: int) -> PlanRecord:
+        import torch
+
+        d = self.decision
+        return PlanRecord(
+            device=d.device, dtype=d.dtype, attention_slicing=self.slicing, vae_tiling=self.tiling, offload=self.offload,
+            threads=torch.get_num_threads(), pack_size=pack_size, reasons=d.reasons,
+        )  # fmt: skip
+
+    def _trained_size(self) -> tuple[int, int]:
+        sample, factor = self.pipe.unet.config.sample_size, self.pipe.vae_scale_factor
+        height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
+        return width * factor, height * factor
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide a picture's bits."""
+    import diffusers
+    import torch
+    import transformers
+
+    return {
+        "sdcli": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": f"{sys.platform}-{platform.machine()}",
+    }
+
+
+def _shape(request: GenerationRequest) -> tuple[Any, ...]:
+    """Return what requests must share to be drawn in one pass."""
+    varies = {"prompt", "negative_prompt", "seed", "clip_skip"}
+    return tuple(getattr(request, f) for f in request.__struct_fields__ if f not in varies)
+
+
+def _seed(request: GenerationRequest) -> int:
+    assert request.seed is not None and request.seed >= 0, "a request is drawn with its seed"
+    return request.seed
+
+
+def _near(pixels: int, multiple: int) -> int:
+    return max(multiple, round(pixels / multiple) * multiple)
+
+
+def _synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

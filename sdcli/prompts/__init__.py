@@ -1,0 +1,1 @@
+"""What a prompt says to the text encoder."""

@@ -1,0 +1,128 @@
+"""What happened: the record of a picture, and the picture with it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sdcli.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SCHEMA = 1
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights that drew: `files` are paths in the model's folder and their SHA-256 in hex."""
+
+    name: str
+    family: str
+    repo: str | None = None
+    commit: str | None = None
+    files: dict[str, str] = {}
+    adapters: tuple[dict[str, Any], ...] = ()
+
+
+class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how it was drawn; `reasons` says of each decision why it was taken."""
+
+    device: str
+    dtype: str
+    attention_slicing: str
+    vae_tiling: bool
+    offload: str
+    threads: int
+    pack_size: int
+    reasons: dict[str, str] = {}
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How the prompt was read: tokens used, chunks of 75, and the text that did not fit (empty: all did)."""
+
+    used: int
+    chunks: int
+    cut: str = ""
+
+
+class SecondsRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds: loading (of this process, shared by its pictures), drawing and decoding (of the pack)."""
+
+    load: float
+    draw: float
+    decode: float
+
+
+class SchedulerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler that ran: `name` as `sdcli schedulers` lists it (null: not in the list), its diffusers class, what
+    A1111 calls it (`sampler` is the class where A1111 has no such algorithm, `schedule_type` null where it has no such
+    spacing), and the settings in which it differs from the model's own configuration."""
+
+    name: str | None
+    class_name: str
+    sampler: str
+    schedule_type: str | None
+    settings: dict[str, Any] = {}
+
+
+class PixelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The picture itself: SHA-256 in hex over its row-major 8-bit bytes, size in pixels, mode as Pillow names it."""
+
+    sha256: str
+    width: int
+    height: int
+    mode: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened, and only that: made by `pipeline`, written by `metadata`.
+
+    `request.prompt` is what was drawn, `template` what it was expanded from. `id` is a hash of the resolved request and
+    the model, the same in any run. `request.scheduler` is what was asked for (null: the model's own), `scheduler` what
+    ran. `flagged` is the safety checker's word, null where none looked.
+    """
+
+    schema: int = SCHEMA
+    id: str
+    request: GenerationRequest
+    template: str | None = None
+    tags: dict[str, str] = {}
+    model: ModelRecord
+    plan: PlanRecord
+    versions: dict[str, str]
+    tokens: TokenRecord
+    scheduler: SchedulerRecord
+    flagged: bool | None = None
+    fallbacks: tuple[str, ...] = ()
+    seconds: SecondsRecord
+    pixels: PixelRecord
+
+
+class GeneratedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture (Pillow, RGB), its record, and what a person should be told about it."""
+
+    image: Image
+    record: Record
+    warnings: tuple[str, ...] = ()
+
+
+def pixels_of(image: Image) -> PixelRecord:
+    """Return what a record says of a picture's pixels."""
+    digest = hashlib.sha256(image.tobytes()).hexdigest()
+    return PixelRecord(sha256=digest, width=image.width, height=image.height, mode=image.mode)
+
+
+def job_id(request: GenerationRequest, model: ModelRecord) -> str:
+    """Return the id of a job: SHA-256 in hex over the resolved request and the model's identity.
+
+    A request's fields at their defaults are left out, so that a field that sdcli learns later changes no id. The model
+    counts by its commit or else its files' content, and not by the name that it was asked for.
+    """
+    asked = msgspec.to_builtins(request)
+    defaults = {f.name: f.default for f in msgspec.structs.fields(GenerationRequest)}
+    said = {k: v for k, v in asked.items() if k == "prompt" or v != defaults[k]}
+    identity = {"repo": model.repo, "commit": model.commit} if model.commit else {"files": model.files}
+    text = msgspec.json.encode({"request": said, "model": identity, "adapters": model.adapters}, order="sorted")
+    return hashlib.sha256(text).hexdigest()

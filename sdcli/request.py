@@ -1,0 +1,68 @@
+"""What to draw."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from sdcli.options import meta
+
+WHAT = "What to draw"
+# A bound that holds for a number and not for None stands inside the union.
+Seed = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+Pixels = Annotated[int, msgspec.Meta(ge=8, le=16384)]
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One picture to draw, complete: with the seed filled in, it says all that decides the pixels besides the model
+    and the place. Fields have the names of diffusers' pipeline arguments; None is what the model decides.
+    """
+
+    prompt: str
+    negative_prompt: Annotated[
+        str, meta("What must not be seen.", "--negative-prompt", "--negative", panel=WHAT, metavar="TEXT")
+    ] = ""
+    seed: Annotated[
+        Seed | None,
+        meta(
+            "Start of the random numbers; -1 or none draws one and says which. Picture k of several has SEED + k.",
+            "--seed", "-s", panel=WHAT,
+        ),
+    ] = None  # fmt: skip
+    num_inference_steps: Annotated[
+        int, meta("Steps from noise to picture.", "--steps", panel=WHAT, ge=1, le=1000)
+    ] = 25
+    guidance_scale: Annotated[
+        float,
+        meta("How strongly the prompt is followed; 1 is without guidance.", "--guidance-scale", "--cfg", panel=WHAT, ge=0),
+    ] = 7.5
+    scheduler: Annotated[
+        str | None,
+        meta(
+            "How noise is taken away: a name that `sdcli schedulers` lists; none is the model's own.",
+            "--scheduler", "--sampler", panel=WHAT, metavar="NAME",
+        ),
+    ] = None  # fmt: skip
+    width: Annotated[Pixels | None, meta("Pixels across.", "--width", "-W", panel=WHAT)] = None
+    height: Annotated[Pixels | None, meta("Pixels down.", "--height", "-H", panel=WHAT)] = None
+    clip_skip: Annotated[
+        int,
+        meta(
+            "Layers of CLIP left out at its end, as diffusers counts (1 is A1111's Clip skip: 2).",
+            "--clip-skip", panel=WHAT, ge=0, le=64,
+        ),
+    ] = 0  # fmt: skip
+    eta: Annotated[float, meta("The share of noise added again in each step, for schedulers that can.", ge=0, le=1)] = 0.0
+    guidance_rescale: Annotated[
+        float, meta("How far guidance's over-exposure is taken back (arXiv 2305.08891, section 3.4).", ge=0, le=1)
+    ] = 0.0
+
+
+class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many pictures, how many at once, and what they are called by."""
+
+    count: Annotated[int, meta("Pictures for each prompt.", "--count", "-c", panel=WHAT, ge=1, le=100_000)] = 1
+    batch_size: Annotated[int, meta("Pictures drawn in one pass.", "--batch-size", panel=WHAT, ge=1, le=1024)] = 1
+    name: Annotated[str | None, meta("A name, for {name} in the output.")] = None
+    tags: Annotated[dict[str, str] | None, meta("Words of one's own that travel in the record, as JSON.")] = None

@@ -1,0 +1,284 @@
+"""A picture says how it was made: to sdcli without loss, to others in A1111's grammar."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sdcli import metadata
+from sdcli.errors import BadInput, InputMissing, UsageError
+from sdcli.metadata import ours
+from sdcli.metadata.infotext import infotext
+from sdcli.record import (
+    SCHEMA,
+    ModelRecord,
+    PixelRecord,
+    PlanRecord,
+    Record,
+    SchedulerRecord,
+    SecondsRecord,
+    TokenRecord,
+    pixels_of,
+)
+from sdcli.request import GenerationRequest
+
+PICTURE = Image.linear_gradient("L").resize((24, 16)).convert("RGB")
+SHA = hashlib.sha256(b"weights").hexdigest()
+UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def record(prompt: str = "a red circle", **changes: Any) -> Record:
+    """Return a record; `changes` are of its request, or of the record where they bear a record's name."""
+    made = Record(
+        id="0" * 64,
+        request=GenerationRequest(prompt=prompt, seed=7),
+        model=ModelRecord(name="org/model", family="sd1", repo="org/model", commit="c0ffee"),
+        plan=PlanRecord(
+            device="cpu", dtype="float32", attention_slicing="off", vae_tiling=False, offload="none", threads=2,
+            pack_size=1,
+        ),
+        versions={"sdcli": "0.1.0"},
+        tokens=TokenRecord(used=5, chunks=1),
+        scheduler=SchedulerRecord(name="ddim", class_name="DDIMScheduler", sampler="DDIM", schedule_type=None),
+        seconds=SecondsRecord(load=1.5, draw=2.0, decode=0.25),
+        pixels=pixels_of(PICTURE),
+    )  # fmt: skip
+    of_record = {k: changes.pop(k) for k in list(changes) if k in Record.__struct_fields__}
+    request = msgspec.structs.replace(made.request, **changes)
+    return msgspec.structs.replace(made, request=request, **of_record)
+
+
+def chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Walk a PNG's chunks, checking each one's sum."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at = 8
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        content = data[at + 8 : at + 8 + length]
+        (check,) = struct.unpack(">I", data[at + 8 + length : at + 12 + length])
+        assert zlib.crc32(kind + content) == check
+        yield kind.decode(), content
+        at += 12 + length
+    assert at == len(data)
+
+
+def png(made: Record) -> bytes:
+    return metadata.encode(PICTURE, made, "png", "full")
+
+
+# A1111's reader
+
+
+def read_infotext(text: str) -> tuple[str, str, dict[str, str]]:
+    """Read as A1111's parse_generation_parameters does."""
+    *lines, last = text.strip().split("\n")
+    pairs = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
+    assert len(pairs) >= 3 and last.startswith("Steps: ")
+    both = ["", ""]
+    which = 0
+    for line in map(str.strip, lines):
+        if line.startswith("Negative prompt:"):
+            which, line = 1, line[16:].strip()
+        both[which] += ("\n" if both[which] else "") + line
+    return both[0], both[1], {k: json.loads(v) if v[:1] == v[-1:] == '"' else v for k, v in pairs}
+
+
+def lines_of(text: str) -> str:
+    """Return what A1111 leaves of a text."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    return "\n".join(line.strip() for line in text.split("\n")).strip()
+
+
+def test_infotext_to_the_letter() -> None:
+    made = record(
+        "a cat,\non a mat", negative_prompt="dog", num_inference_steps=20, guidance_scale=7.0, clip_skip=1,
+        scheduler=SchedulerRecord(
+            name="dpm++2m-karras", class_name="DPMSolverMultistepScheduler", sampler="DPM++ 2M", schedule_type="Karras"
+        ),
+        model=ModelRecord(name="/home/me/models/sd15.safetensors", family="sd1", files={"sd15.safetensors": SHA}),
+    )  # fmt: skip
+    assert infotext(made) == (
+        "a cat,\non a mat\nNegative prompt: dog\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 7, Size: 24x16, "
+        f"Model hash: {SHA[:10]}, Model: sd15, Clip skip: 2, RNG: CPU, Version: sdcli 0.1.0"
+    )
+    assert infotext(record("x")) == (
+        "x\nSteps: 25, Sampler: DDIM, CFG scale: 7.5, Seed: 7, Size: 24x16, Model: org/model, RNG: CPU, "
+        "Version: sdcli 0.1.0"
+    )
+
+
+@given(prompt=UNICODE, negative=UNICODE, name=UNICODE, scale=st.floats(0, 1e6), seed=st.integers(0, 2**32))
+def test_infotext_is_read_back(prompt: str, negative: str, name: str, scale: float, seed: int) -> None:
+    if re.search(r"^\s*Negative prompt:", lines_of(prompt) + "\n" + lines_of(negative), re.MULTILINE):
+        return  # Not lossless in A1111's grammar.
+    # A bare value that begins with a quote, or with blanks around it, is lost there too.
+    name = name.strip().lstrip('"').strip() or "x"
+    model = ModelRecord(name=name, family="sd1", repo="org/model")
+    made = record(prompt, negative_prompt=negative, guidance_scale=scale, seed=seed, model=model)
+    read_prompt, read_negative, details = read_infotext(infotext(made))
+    assert read_prompt.strip() == lines_of(prompt)
+    assert read_negative.strip() == lines_of(negative)
+    assert details["Model"] == name.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    assert float(details["CFG scale"]) == scale and int(details["Seed"]) == seed
+    assert list(details) == ["Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "RNG", "Version"]
+
+
+@pytest.mark.parametrize(
+    ("files", "hash"),
+    [
+        ({}, None),
+        ({"a.safetensors": SHA}, SHA[:10]),
+        ({"unet/a.safetensors": SHA, "vae/b.safetensors": SHA}, None),
+        ({"a.bin": SHA}, None),
+    ],
+)
+def test_model_hash_only_of_one_file(files: dict[str, str], hash: str | None) -> None:
+    details = read_infotext(infotext(record(model=ModelRecord(name="m", family="sd1", files=files))))[2]
+    assert details.get("Model hash") == hash
+
+
+def test_eta_is_written_where_a1111_has_it() -> None:
+    assert "Eta DDIM: 0.5" in infotext(record(eta=0.5))
+    euler = SchedulerRecord(name="euler", class_name="EulerDiscreteScheduler", sampler="Euler", schedule_type=None)
+    assert "Eta" not in infotext(record(eta=0.5, scheduler=euler))
+
+
+# Ours
+
+
+def read_back(data: bytes, folder: Path) -> Record | None:
+    path = folder / "x.png"
+    path.write_bytes(data)
+    return metadata.read(path)
+
+
+@given(prompt=UNICODE, negative=UNICODE, tags=st.dictionaries(UNICODE, UNICODE, max_size=3), scale=st.floats(0, 1e9))
+def test_nothing_is_lost_through_a_png(
+    tmp_path_factory: pytest.TempPathFactory, prompt: str, negative: str, tags: dict[str, str], scale: float
+) -> None:
+    made = record(prompt, negative_prompt=negative, guidance_scale=scale, tags=tags)
+    data = png(made)
+    assert read_back(data, tmp_path_factory.getbasetemp()) == made
+    texts = [(kind, content) for kind, content in chunks(data) if kind in ("tEXt", "iTXt")]
+    for kind, content in texts:
+        keyword, _, rest = content.partition(b"\0")
+        assert keyword in (b"parameters", b"sdcli")
+        # iTXt: not compressed, no language, no translated keyword. No NUL and no CR in either.
+        text = rest if kind == "tEXt" else rest.removeprefix(b"\0\0\0\0")
+        assert b"\0" not in text and b"\r" not in text
+        assert (kind == "tEXt") == text.isascii()
+    assert len(texts) == 2
+
+
+def test_lone_surrogates_are_refused() -> None:
+    for made in (record("a\udc80b"), record(tags={"a": "\ud800"}), record(negative_prompt="\udfff")):
+        with pytest.raises(BadInput, match="Unicode"):
+            png(made)
+    with pytest.raises(BadInput):
+        ours.decode('{"schema": 1, "id": "\udc80"}')
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "cannot be read"),
+        ("null", "cannot be read"),
+        ("{}", "schema"),
+        (f'{{"schema": {SCHEMA}}}', "missing required field"),
+        (f'{{"schema": "{SCHEMA}"}}', "Expected `int`"),
+        (f'{{"schema": {SCHEMA + 1}, "unheard": "of"}}', "newer|knows up to"),
+        ('{"schema": 0}', "never was"),
+        ('{"schema": ' + "[" * 100_000, "cannot be read"),
+    ],
+)
+def test_bad_records_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(BadInput, match=reason):
+        ours.decode(text)
+
+
+def test_a_record_s_types_are_checked() -> None:
+    good = msgspec.json.decode(ours.encode(record()))
+    good["pixels"]["width"] = "24"
+    with pytest.raises(BadInput, match=r"Expected `int`.*pixels.width"):
+        ours.decode(json.dumps(good))
+
+
+# PNG
+
+
+def test_texts_stand_before_the_pixels_and_pixels_are_kept() -> None:
+    made = record("über")
+    data = png(made)
+    assert [kind for kind, _ in chunks(data)] == ["IHDR", "iTXt", "iTXt", "IDAT", "IEND"]
+    assert [kind for kind, _ in chunks(png(record("plain")))] == ["IHDR", "tEXt", "tEXt", "IDAT", "IEND"]
+    assert png(made) == data
+    with Image.open(io.BytesIO(data)) as image:
+        assert pixels_of(image) == made.pixels
+        assert image.info["parameters"] == infotext(made)
+
+
+def test_metadata_none_leaves_pixels_only(tmp_path: Path) -> None:
+    data = metadata.encode(PICTURE, record("secret"), "png", "none")
+    assert [kind for kind, _ in chunks(data)] == ["IHDR", "IDAT", "IEND"]
+    assert read_back(data, tmp_path) is None
+
+
+@pytest.mark.parametrize("format", ["jpg", "webp", "bmp"])
+def test_other_formats_are_refused(format: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        metadata.encode(PICTURE, record(), format, "full")
+    assert caught.value.hint and "png" in caught.value.hint
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing):
+        metadata.read(tmp_path / "none.png")
+    with pytest.raises(BadInput):
+        metadata.read(tmp_path)
+    with pytest.raises(BadInput, match="not a picture"):
+        read_back(b"hello", tmp_path)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_damaged_picture_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    whole = bytearray(png(record("ü")))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        del whole[at:]
+    else:
+        whole[at] ^= data.draw(st.integers(1, 255))
+    try:
+        read_back(bytes(whole), tmp_path_factory.getbasetemp())
+    except BadInput as error:
+        assert "x.png" in error.message
+
+
+def test_a_huge_picture_s_record_is_read(tmp_path: Path) -> None:
+    # Pillow's Image.open refuses so many pixels; none of them is looked at here.
+    made = record(pixels=PixelRecord(sha256=SHA, width=16384, height=16384, mode="RGB"))
+    data = png(made)
+    header = b"IHDR" + struct.pack(">II", 16384, 16384) + data[24:29]
+    data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    assert read_back(data, tmp_path) == made
+
+
+def test_importing_is_cheap() -> None:
+    code = "import sys, sdcli.metadata, sdcli.output; print([m for m in ('PIL', 'torch', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,1 @@
+"""How the bundled model was made: draw captioned pictures, train on them, judge the result."""
