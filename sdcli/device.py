@@ -27,28 +27,28 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = "auto"  # fmt: skip
     dtype: Annotated[
         Literal["auto", "fp16", "bf16", "fp32"],
-        meta("Precision of the networks: auto, fp16, bf16 or fp32.", "--dtype", panel=WHERE, metavar="DTYPE"),
+        meta("Precision: auto, fp16, bf16 or fp32.", "--dtype", panel=WHERE, metavar="DTYPE"),
     ] = "auto"
     attention_slicing: Annotated[
         str,
         meta(
-            "Compute attention in slices: auto, on, off, max or heads per slice. Less memory, more time.",
+            "auto, on, off, max or heads at once: less memory.",
             "--attention-slicing", panel=WHERE, metavar="SLICES", pattern=r"^(auto|on|off|max|[1-9]\d{0,3})$",
         ),
     ] = "auto"  # fmt: skip
     vae_tiling: Annotated[
-        bool, meta("Decode in overlapping tiles: less memory, for large pictures.", "--vae-tiling", panel=WHERE)
+        bool, meta("Decode in tiles: less memory.", "--vae-tiling", panel=WHERE)
     ] = False
     offload: Annotated[
         Literal["none", "model", "sequential"],
         meta(
-            "Keep on the GPU only the network at work (model) or the layer at work (sequential, slow).",
+            "none, model or sequential: less GPU memory, slower.",
             "--offload", panel=WHERE, metavar="HOW",
         ),
     ] = "none"  # fmt: skip
     threads: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=1024)] | None,
-        meta("CPU threads; none is PyTorch's choice.", "--threads", panel=WHERE),
+        meta("CPU threads.", "--threads", panel=WHERE),
     ] = None
 
 

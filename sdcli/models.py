@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -22,6 +23,10 @@ DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEMO = "demo"
 AT_ONCE = f"`--model {DEMO}` works at once, with no download"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+# Seconds until a hub that does not answer is given up.
+PATIENCE = 5.0
+T = TypeVar("T")
+Say = Callable[[str], None]
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,17 +35,17 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: Annotated[
         str,
         meta(
-            "An alias, a hub id (ORG/NAME[@REVISION]), a folder, a .safetensors file, or `demo`, which is built in.",
+            "demo, alias, hub id, folder or file; else SD 1.5.",
             "--model", "-m", panel=WHICH, metavar="MODEL",
         ),
     ] = DEFAULT  # fmt: skip
     vae: Annotated[
         str | None,
-        meta("Another autoencoder: a folder, a .safetensors file or a hub id.", "--vae", panel=WHICH, metavar="VAE"),
+        meta("Another autoencoder: folder, file or hub id.", "--vae", panel=WHICH, metavar="VAE"),
     ] = None
     safety_checker: Annotated[
         bool,
-        meta("Load the model's safety checker and say what it flags.", "--safety-checker", panel=WHICH),
+        meta("Load it, and say what it flags.", "--safety-checker", panel=WHICH),
     ] = False
 
 
@@ -82,33 +87,56 @@ ALIASES = {k.alias: k for k in KNOWN}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A named model, as far as it is known before it is loaded.
+class Weights:
+    """Weights that a name means, as far as they are known before they are loaded.
 
-    `path` is its folder or file here, None for one that is on the hub only. `size` is the width and height in pixels
-    that it was trained for, None where its configuration is not here yet.
+    `path` is their folder or file here, None for what is on the hub only; `config` is the folder with a single file's
+    configuration; `variant` is the middle of their files' names (`fp16`), None where it has none.
     """
 
     name: str
-    family: Family | None = None
     path: Path | None = None
     repo: str | None = None
     revision: str | None = None
     commit: str | None = None
-    defaults: dict[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
-    multiple: int = 8
-    has_safety_checker: bool | None = None
+    config: Path | None = None
     variant: str | None = None
 
     @property
     def single_file(self) -> bool:
         return self.path is not None and self.path.is_file()
 
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Weights):
+    """A named model. `size` is the width and height in pixels that it was trained for, None where its configuration is
+    not here yet; `multiple` is what both are multiples of; `vae` is the autoencoder that takes the place of its own."""
+
+    family: Family | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    multiple: int = 8
+    has_safety_checker: bool | None = None
+    vae: Weights | None = None
+
     @property
     def alias(self) -> str:
         """A short name, for {model} in an output's name."""
         return Path(self.name).stem if self.single_file else Path(self.name.rstrip("/")).name
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all that it needs is on this machine."""
+        return self.configs is not None and (self.vae is None or self.vae.path is not None)
+
+    @property
+    def configs(self) -> Path | None:
+        """The folder in diffusers' layout that has its configuration."""
+        return self.config if self.single_file else self.path
+
+
+class Incomplete(BadInput):
+    """Files of a model are not there. In the hub's cache that is a download to be gone on with."""
 
 
 def demo_folder() -> Path:
@@ -120,73 +148,110 @@ def find(spec: ModelSpec) -> Model:
     """Return the model that a name means, looking at this machine only.
 
     Raises InputMissing for a path that is not there, BadInput for one that is no model, ModelUnavailable for a name
-    that can't be a hub id.
+    that can't be a hub id, UsageError for a model without the safety checker that was asked for.
     """
-    name = spec.model
-    known = ALIASES.get(name)
-    if name == DEMO:
-        model = _of_folder(Model(name=DEMO, path=demo_folder()))
-    elif known is None and _is_path(name):
-        path = Path(name).expanduser()
-        if path.suffix in PICKLES:
+    try:
+        known = ALIASES.get(spec.model)
+        if known is None or known.repo is None:
+            named = _named(DEMO, demo_folder()) if known else _locate(spec.model, "model", AT_ONCE)
+        else:
+            named = Weights(name=spec.model, repo=known.repo)
+        vae = _find_vae(spec.vae) if spec.vae is not None else None
+        model = _looked_at(Model(**vars(named), vae=vae), spec.safety_checker)
+    except OSError as error:
+        raise BadInput(f"{spec.model} can't be looked at: {error.strerror or error}", "check its permissions") from error
+    if known is None and model.repo:
+        known = next((k for k in KNOWN if k.repo == model.repo), None)
+    return _with_defaults(replace(model, defaults=known.defaults if known else {}))
+
+
+def _with_defaults(model: Model) -> Model:
+    return replace(model, defaults=(model.family.defaults if model.family else {}) | model.defaults)
+
+
+def _named(name: str, path: Path) -> Weights:
+    return Weights(name=name, path=path)
+
+
+def _locate(name: str, what: str, hint: str) -> Weights:
+    """Return what a name means: a file or folder that is there, or a hub id."""
+    path = _path(name)
+    if path is not None:
+        if path.suffix.lower() in PICKLES:
             raise BadInput(
-                f"{name} is a pickle checkpoint, which can run code when it is read",
+                f"{name} is a pickle, which can run code when it is read",
                 "use a .safetensors file or a folder in diffusers' layout",
             )
         if not path.exists():
-            raise InputMissing(f"there is no model at {name}", AT_ONCE)
-        model = _of_folder(Model(name=name, path=path)) if path.is_dir() else _of_file(Model(name=name, path=path))
-    else:
-        repo, _, revision = (known.repo if known and known.repo else name).partition("@")
-        if repo.count("/") != 1 or not all(repo.split("/")):
-            raise ModelUnavailable(f"there is no model called {name}{nearest(name, ALIASES)}", AT_ONCE)
-        model = _of_cache(Model(name=name, repo=repo, revision=revision or None))
-    if spec.safety_checker and model.has_safety_checker is False:
-        raise UsageError(f"{name} has no safety checker", "leave --safety-checker out")
-    if known is None and model.repo:
-        known = next((k for k in KNOWN if k.repo == model.repo), None)
-    return replace(model, defaults=(model.family.defaults if model.family else {}) | (known.defaults if known else {}))
+            raise InputMissing(f"there is no {what} at {name}", hint)
+        return _named(name, path)
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1:
+        raise ModelUnavailable(f"there is no {what} called {name}{nearest(name, ALIASES)}", hint)
+    return Weights(name=name, repo=repo, revision=revision or None)
 
 
-def check_vae(name: str) -> None:
-    """Refuse an autoencoder that is not there or can't be read; what is a hub id is left to the hub."""
-    path = Path(name).expanduser()
-    if path.suffix in PICKLES:
-        raise BadInput(f"{name} is a pickle, which can run code when it is read", "use a .safetensors file")
-    if not path.exists():
-        if _is_path(name) or name.count("/") != 1:
-            raise InputMissing(f"there is no autoencoder at {name}", "name a folder, a .safetensors file or a hub id")
-    elif path.is_dir():
-        _read_json(path / "config.json")
-        _check_weights(path)
-    else:
-        read_header(path)
-
-
-def _is_path(name: str) -> bool:
-    path = Path(name).expanduser()
-    return (
-        name.startswith((".", "/", "~"))
-        or path.suffix in (".safetensors", ".gguf", *PICKLES)
-        or name.count("/") > 1
-        or (path.exists() and "/" in name)
-        or path.is_dir()
-    )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def _path(name: str) -> Path | None:
+    """Return a name as a path, None where it is a hub id or an alias."""
     try:
-        value = json.loads(file.read_bytes())
+        path = Path(name).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        path = Path(name)
+    looks = (
+        name.startswith((".", "/", "~"))
+        or path.suffix.lower() in (".safetensors", ".gguf", *PICKLES)
+        or name.partition("@")[0].count("/") > 1
+    )
+    return path if looks or (name and (path.is_dir() or ("/" in name and path.exists()))) else None
+
+
+def _looked_at(model: Model, checker: bool) -> Model:
+    """Fill in what this machine knows of a model."""
+    if model.repo is not None:
+        model = _of_cache(model, checker)
+    elif model.single_file:
+        model = _of_file(model, checker)
+    else:
+        model = _of_folder(model, checker)
+    return _fitted(model)
+
+
+# Folders in diffusers' layout
+
+
+class _Unet(msgspec.Struct):
+    """What is asked of unet/config.json; diffusers' own defaults."""
+
+    in_channels: int = 4
+    sample_size: int | tuple[int, int] | None = None
+    cross_attention_dim: int | tuple[int, ...] | None = 1280
+
+
+class _Vae(msgspec.Struct):
+    """What is asked of vae/config.json."""
+
+    class_name: str | None = msgspec.field(default=None, name="_class_name")
+    block_out_channels: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=8)] = (64,)
+    latent_channels: int = 4
+
+    @property
+    def factor(self) -> int:
+        return 1 << (len(self.block_out_channels) - 1)
+
+
+def _read(file: Path, type: type[T]) -> T:
+    """Return a JSON file as `type`; Incomplete where it is not there, BadInput where it is not that."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=type)
     except FileNotFoundError:
-        raise BadInput(f"{file} is missing", "a model's folder has the layout that diffusers saves") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} can't be read: {error}", "fetch the model again") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{file} is not a JSON object", "fetch the model again")
-    return value
+        raise Incomplete(f"{file} is missing", "a model's folder has the layout that diffusers saves") from None
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror}", "check its permissions") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file} is no configuration: {error}".replace("`", ""), "fetch the model again") from error
 
 
-def _of_folder(model: Model) -> Model:
+def _of_folder(model: Model, checker: bool) -> Model:
     """Fill in what a folder in diffusers' layout says; refuse one that can't be loaded."""
     folder = model.path
     assert folder is not None
@@ -194,43 +259,109 @@ def _of_folder(model: Model) -> Model:
         raise BadInput(
             f"{folder} is no model: it has no model_index.json", "name a folder in diffusers' layout or a .safetensors file"
         )
-    index = _read_json(folder / "model_index.json")
+    index = _read(folder / "model_index.json", dict[str, Any])
     family = FAMILIES.get(str(index.get("_class_name")))
     if family is None:
         raise BadInput(
-            f"{folder} is a {index.get('_class_name')}, which sdcli can't draw with",
-            f"models of {', '.join(FAMILIES)} work",
+            f"{folder} is a {index.get('_class_name')}, which sdcli can't draw with", f"models of {', '.join(FAMILIES)} work"
         )
-    unet, vae = _read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json")
-    variants = {_check_weights(folder / part) for part in ("unet", "vae", "text_encoder")}
-    factor = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    sample = unet.get("sample_size", 64)
-    height, width = sample if isinstance(sample, list) else (sample, sample)
-    return replace(
-        model,
-        family=family,
-        size=(width * factor, height * factor),
-        multiple=factor,
-        has_safety_checker=bool((index.get("safety_checker") or [None])[0]),
-        # Half-precision files are taken only where every part has them: mixing precisions in silence is diffusers' way.
-        variant=variants.pop() if len(variants) == 1 else None,
-    )
+    _check_components(folder, index)
+    has_checker = _library(index.get("safety_checker")) is not None
+    if checker and not has_checker:
+        raise _no_checker(model)
+    facts = _facts(folder)
+    variant = _check_weights(folder, _parts(model, checker))
+    return replace(model, family=family, has_safety_checker=has_checker, variant=variant, **facts)
 
 
-def _check_weights(part: Path) -> str | None:
-    """Refuse a component whose weights are missing, pickled or truncated; return the variant to load (None: plain)."""
-    files = sorted(part.glob("*.safetensors"))
-    if not files:
-        if any(f.suffix in PICKLES for f in part.glob("*")):
+def _no_checker(model: Model) -> UsageError:
+    return UsageError(f"{model.name} has no safety checker", "leave --safety-checker out")
+
+
+def _parts(model: Model, checker: bool) -> tuple[str, ...]:
+    """Return the components whose weights are loaded."""
+    return ("text_encoder", "unet", *(["vae"] if model.vae is None else []), *(["safety_checker"] if checker else []))
+
+
+def _library(component: Any) -> str | None:
+    return str(component[0]) if isinstance(component, list) and component and component[0] is not None else None
+
+
+def _check_components(folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a component that is not one of the libraries' own: its code would come from the model's folder."""
+    for name, component in index.items():
+        library = _library(component) if not name.startswith("_") else None
+        if library not in (None, "diffusers", "transformers", "stable_diffusion"):
             raise BadInput(
-                f"{part} has its weights as pickles only, which can run code when they are read",
-                "use a model that has .safetensors files",
+                f"{folder} brings code of its own for its {name} ({library}), which is never run", "use another model"
             )
-        raise BadInput(f"{part} has no .safetensors file", "fetch the model again")
-    for file in files:
-        read_header(file)
-    plain = [f for f in files if len(f.name.split(".")) == 2]
-    return None if plain else files[0].name.split(".")[1]
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Return what the configurations in a folder say of pictures; Incomplete where one that loading needs is not there."""
+    unet, vae = _read(folder / "unet" / "config.json", _Unet), _read(folder / "vae" / "config.json", _Vae)
+    for needed in ("text_encoder/config.json", "scheduler/scheduler_config.json"):
+        _read(folder / needed, dict[str, Any])
+    tokenizer = folder / "tokenizer"
+    if not (tokenizer / "tokenizer.json").exists() and not all((tokenizer / f).exists() for f in ("vocab.json", "merges.txt")):
+        raise Incomplete(f"{folder} has no tokenizer", "a model's folder has the layout that diffusers saves")
+    sample = unet.sample_size or 64
+    height, width = sample if isinstance(sample, tuple) else (sample, sample)
+    return {"size": (width * vae.factor, height * vae.factor), "multiple": vae.factor}
+
+
+# Weight files and their names
+
+_NAME = re.compile(
+    r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-(?P<old>\d{5}))?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-(?P<of>\d{5}))?\.safetensors"
+)
+
+
+def _by_variant(names: Iterable[str]) -> dict[str | None, list[str]]:
+    """Return the weight files among a component's, by their variant; those in pieces only with all their pieces."""
+    found: dict[str | None, list[str]] = {}
+    pieces: dict[str | None, int] = {}
+    for name in sorted(names):
+        if match := _NAME.fullmatch(name.rpartition("/")[2]):
+            variant = match["variant"]
+            found.setdefault(variant, []).append(name)
+            pieces[variant] = int(match["old"] or match["of"] or 1)
+    return {v: names for v, names in found.items() if len(names) == pieces[v]}
+
+
+def _common_variant(components: Mapping[str, Iterable[str]], prefer: str | None, where: str) -> str | None:
+    """Return the variant that all components have: the preferred one, the plain one, or else the first."""
+    kinds = []
+    for part, names in components.items():
+        names = list(names)
+        kinds.append(set(_by_variant(names)))
+        if not kinds[-1]:
+            place = f"{where}/{part}".rstrip("/")
+            if any(n.endswith(PICKLES) for n in names):
+                raise Incomplete(
+                    f"{place} has its weights as pickles only, which can run code when they are read",
+                    "use a model that has .safetensors files",
+                )
+            raise Incomplete(f"{place} has no .safetensors file with weights", "fetch the model again")
+    common = set.intersection(*kinds)
+    if not common:
+        # diffusers would mix them, in silence.
+        raise Incomplete(f"{where} has no precision that all its components have", "fetch the model again")
+    return prefer if prefer in common else None if None in common else sorted(filter(None, common))[0]
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [f.name for f in folder.iterdir()] if folder.is_dir() else []
+
+
+def _check_weights(folder: Path, parts: Sequence[str]) -> str | None:
+    """Return the variant to load of a folder's components (None: plain); refuse pickles and what is cut off."""
+    names = {part: _files_in(folder / part) for part in parts}
+    variant = _common_variant(names, None, str(folder))
+    for part in parts:
+        for name in _by_variant(names[part])[variant]:
+            read_header(folder / part / name)
+    return variant
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -240,166 +371,328 @@ def read_header(file: Path) -> dict[str, Any]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
-            if start.startswith(b"version "):
+            if start == b"version ":
                 raise BadInput(f"{file} is a Git LFS pointer, not the weights", "run `git lfs pull`")
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if length > min(size, 100_000_000):
                 raise BadInput(f"{file} is no safetensors file, or was cut off", hint)
-            header = json.loads(stream.read(length))
+            header = msgspec.json.decode(stream.read(length), type=dict[str, dict[str, Any]])
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        whole = 8 + length + int(end)
     except OSError as error:
-        raise BadInput(f"{file} can't be read: {error.strerror}", hint) from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise BadInput(f"{file} is no safetensors file", hint) from None
-    if 8 + length + end != size:
-        raise BadInput(f"{file} is truncated: {8 + length + end:,} bytes are declared, {size:,} are there", hint)
-    return dict(header)
+        raise BadInput(f"{file} can't be read: {error.strerror}", hint) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInput(f"{file} is no safetensors file", hint) from error
+    if whole != size:
+        raise BadInput(f"{file} is truncated: {whole:,} bytes are declared, {size:,} are there", hint)
+    return header
 
 
-def _of_file(model: Model) -> Model:
-    """Fill in what a single-file checkpoint says of itself."""
-    assert model.path is not None
-    if model.path.suffix != ".safetensors":
-        raise BadInput(f"{model.path} is no .safetensors file", "name a .safetensors file or a folder in diffusers' layout")
-    keys = read_header(model.path)
-    if not {"model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.conv_in.weight"} <= keys.keys() or any(
-        k.startswith("conditioner.embedders.1.") for k in keys
-    ):
-        raise BadInput(
-            f"{model.path} is no Stable Diffusion 1.x or 2.x checkpoint", "other families' single files are not read yet"
-        )
-    config = config_of_file(model.path)
-    known = _of_folder_config(config) if config else {}
-    return replace(model, family=FAMILIES["StableDiffusionPipeline"], has_safety_checker=False, **known)
+# Single files
+
+_UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-def config_of_file(file: Path) -> Path | None:
-    """Return the folder that has the configuration of a single-file checkpoint: beside it, or the default model's."""
+def _of_file(model: Model, checker: bool) -> Model:
+    """Fill in what a single-file checkpoint in the original layout says of itself, and where its configuration is."""
+    file = model.path
+    assert file is not None
+    if file.suffix.lower() != ".safetensors":
+        raise BadInput(f"{file} is no .safetensors file", "name a .safetensors file or a folder in diffusers' layout")
+    shapes = _shapes(file)
+    if _UNET_KEY not in shapes or any(k.startswith("conditioner.embedders.1.") for k in shapes):
+        raise BadInput(f"{file} is no Stable Diffusion 1.x or 2.x checkpoint", "other families' single files are not read yet")
+    if _channels(shapes, _UNET_KEY) != 4:
+        raise BadInput(f"{file} does not draw from text alone (an inpainting model?)", "use the model that it was made from")
+    if not any(k.startswith("cond_stage_model.") for k in shapes):
+        raise BadInput(f"{file} has no text encoder", "use a checkpoint that is whole")
+    if model.vae is None and not any(k.startswith("first_stage_model.") for k in shapes):
+        raise BadInput(f"{file} has no autoencoder", "give one with --vae")
+    if checker:
+        raise _no_checker(model)
+    config = _config_of_file(file, shapes)
+    facts = _facts(config) if config else {}
+    return replace(model, family=FAMILIES["StableDiffusionPipeline"], has_safety_checker=False, config=config, **facts)
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    return {name: entry.get("shape", []) for name, entry in read_header(file).items() if name != "__metadata__"}
+
+
+def _channels(shapes: Mapping[str, Sequence[int]], key: str) -> int | None:
+    """Return how many channels a layer's weight (out, in, ...) takes in."""
+    shape = shapes.get(key, ())
+    return shape[1] if len(shape) > 1 else None
+
+
+def _config_of_file(file: Path, shapes: Mapping[str, Sequence[int]]) -> Path | None:
+    """Return the folder with a checkpoint's configuration: one beside it, or the default model's; None: neither here."""
+    key = next((k for k in shapes if k.startswith("model.diffusion_model.") and k.endswith("attn2.to_k.weight")), "")
+    width = _channels(shapes, key)
     for folder in (file.with_suffix(""), file.parent):
         if (folder / "model_index.json").exists():
+            if _text_width(folder) != width:
+                raise BadInput(f"the configuration in {folder} is another model's than {file}", "put the right one beside it")
             return folder
-    return _cached(DEFAULT, None)
+    # The text encoders of Stable Diffusion 1.x are 768 wide, those of 2.x 1024.
+    if width != 768:
+        places = f"{file.with_suffix('')}/ and {file.parent}/"
+        raise BadInput(
+            f"{file} is no Stable Diffusion 1.x checkpoint, and its configuration is not beside it (looked in {places})",
+            "put the model_index.json and the folders of a model in diffusers' layout there; weights are not needed",
+        )
+    folder_in_cache = _cached(DEFAULT, None, "model_index.json")
+    try:
+        return folder_in_cache if folder_in_cache and _facts(folder_in_cache) else None
+    except Incomplete:
+        return None
 
 
-def _of_folder_config(folder: Path) -> dict[str, Any]:
-    unet, vae = _read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json")
-    factor = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    side = unet.get("sample_size", 64) * factor
-    return {"size": (side, side), "multiple": factor}
+def _text_width(configs: Path) -> int | None:
+    dim = _read(configs / "unet" / "config.json", _Unet).cross_attention_dim
+    return dim if isinstance(dim, int) else next(iter(dim or ()), None)
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """Return the folder of a hub model in huggingface_hub's cache, if it is there."""
+# Another autoencoder
+
+
+def _find_vae(name: str) -> Weights:
+    """Return the autoencoder that a name means; refuse one that can't be read."""
+    vae = _locate(name, "autoencoder", "name a folder, a .safetensors file or a hub id")
+    if vae.path is None:
+        assert vae.repo is not None
+        folder = _cached(vae.repo, vae.revision, "config.json")
+        try:
+            return _vae_of_folder(replace(vae, path=folder, commit=folder.name)) if folder else vae
+        except Incomplete:
+            return vae
+    if not vae.single_file:
+        return _vae_of_folder(vae)
+    _vae_channels(vae)
+    beside = (vae.path.with_suffix(""), vae.path.parent)
+    config = next((f for f in beside if (f / "config.json").exists() and _is_vae(_read(f / "config.json", _Vae))), None)
+    return replace(vae, config=config)
+
+
+def _is_vae(config: _Vae) -> bool:
+    return config.class_name == "AutoencoderKL"
+
+
+def _vae_of_folder(vae: Weights) -> Weights:
+    assert vae.path is not None
+    config = _read(vae.path / "config.json", _Vae)
+    if not _is_vae(config):
+        raise BadInput(f"{vae.name} is no AutoencoderKL (it is {config.class_name})", "name the folder of one")
+    return replace(vae, variant=_check_weights(vae.path, [""]))
+
+
+def _vae_channels(vae: Weights) -> int | None:
+    """Return how many channels the latents have that an autoencoder decodes; BadInput for a file that is none."""
+    assert vae.path is not None
+    if not vae.single_file:
+        return _read(vae.path / "config.json", _Vae).latent_channels
+    shapes = _shapes(vae.path)
+    key = next((k for k in shapes if k.endswith("decoder.conv_in.weight")), None)
+    if key is None:
+        raise BadInput(f"{vae.name} is no autoencoder", "name a folder, a .safetensors file or a hub id")
+    return _channels(shapes, key)
+
+
+def _fitted(model: Model) -> Model:
+    """Check that another autoencoder decodes what the model draws, as soon as both are known."""
+    vae, configs = model.vae, model.configs
+    path = vae.path if vae is not None else None
+    if vae is None or path is None or configs is None:
+        return model
+    drawn, decoded = _read(configs / "unet" / "config.json", _Unet).in_channels, _vae_channels(vae)
+    if drawn != decoded:
+        raise BadInput(
+            f"{vae.name} decodes latents of {decoded} channels, and {model.name} draws {drawn}",
+            "use an autoencoder of its family",
+        )
+    if vae.single_file and vae.config is None:
+        # Families share one shape of autoencoder.
+        vae = replace(vae, config=configs / "vae")
+    return replace(model, vae=vae, multiple=_read((vae.config or path) / "config.json", _Vae).factor)
+
+
+# The hub and its cache
+
+
+def _cached(repo: str, revision: str | None, file: str) -> Path | None:
+    """Return the folder of a repository in huggingface_hub's cache, if `file` is there."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(repo, "model_index.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(repo, file, revision=revision)
+    except HFValidationError:
+        raise ModelUnavailable(f"{repo} can't be the name of a repository on the hub", AT_ONCE) from None
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _of_cache(model: Model) -> Model:
+def _of_cache(model: Model, checker: bool) -> Model:
     """Fill in what the hub's cache knows; a model that is there in whole needs no connection."""
     assert model.repo is not None
-    folder = _cached(model.repo, model.revision)
+    folder = _cached(model.repo, model.revision, "model_index.json")
     if folder is None:
         return model
     try:
-        return _of_folder(replace(model, path=folder, commit=folder.name))
+        return _of_folder(replace(model, path=folder, commit=folder.name), checker)
+    except Incomplete:
+        # A download that was interrupted, or that another program made: `fetch` goes on with it.
+        return model
     except BadInput as error:
-        if "truncated" in error.message or "pickle" in error.message or "can't draw" in error.message:
-            raise
-        return model  # a download that was interrupted: `fetch` goes on with it
+        raise BadInput(error.message, f"`hf cache rm model/{model.repo}` lets it be downloaded again") from error
 
 
-def fetch(model: Model, *, safety_checker: bool, say: Callable[[str], None]) -> Model:
+def fetch(model: Model, *, safety_checker: bool, say: Say) -> Model:
     """Return the model with its files here, downloading them where they are not.
 
     One precision is fetched, safetensors only. `say` is told name and size before anything is downloaded. The commit
     that the revision means is looked up once and pinned. Raises ModelUnavailable, ModelGated, BadInput.
     """
-    if model.path is not None and (not safety_checker or model.repo is None or _has_checker_files(model.path)):
-        return model
+    if model.path is None:
+        folder = _download(model, lambda names: wanted_files(names, model, safety_checker=safety_checker), say)
+        model = _with_defaults(_of_folder(replace(model, path=folder, commit=folder.name), safety_checker))
+    elif model.configs is None:
+        places = f"looked in {model.path.with_suffix('')}/, {model.path.parent}/ and the hub's cache"
+        default = Weights(name=f"the configuration of {model.name} ({places})", repo=DEFAULT)
+        _download(default, lambda names: _texts(names, ()), say)
+        model = _of_file(model, safety_checker)
+    if model.vae is not None and model.vae.path is None:
+        vae = model.vae
+        folder = _download(vae, lambda names: _wanted_vae(names, vae), say)
+        model = replace(model, vae=_vae_of_folder(replace(vae, path=folder, commit=folder.name)))
+    return _fitted(model)
+
+
+def _download(wanted: Weights, choose: Callable[[Sequence[str]], list[str]], say: Say) -> Path:
+    """Return the folder of a repository's snapshot with the files that `choose` picks from its list."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    assert model.repo is not None
-    try:
-        info = HfApi().model_info(model.repo, revision=model.revision, files_metadata=True)
+    repo = wanted.repo
+    assert repo is not None
+    with _hub_errors(wanted):
+        info = HfApi().model_info(repo, revision=wanted.revision, files_metadata=True, timeout=PATIENCE)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
-        files = wanted_files(sizes, safety_checker=safety_checker, repo=model.repo)
-        say(f"downloading {model.repo} ({sum(sizes[f] for f in files) / 1e9:.2f} GB) into the hub's cache")
-        folder = snapshot_download(model.repo, revision=info.sha, allow_patterns=files)
-    except GatedRepoError:
-        raise ModelGated(
-            f"{model.repo} is gated: its owner gives access person by person",
-            f"ask for access at https://huggingface.co/{model.repo}, then run `hf auth login`; {AT_ONCE}",
-        ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        what = f"revision {model.revision} of {model.repo}" if isinstance(error, RevisionNotFoundError) else model.repo
-        raise ModelUnavailable(
-            f"the hub has no {what}, or it is private", f"check the name; for a private one run `hf auth login`; {AT_ONCE}"
-        ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise ModelUnavailable(f"{model.repo} is not here, and sdcli is offline", AT_ONCE) from None
-    except HfHubHTTPError as error:
-        raise ModelUnavailable(f"the hub refused {model.repo}: {str(error).splitlines()[0]}", f"try later; {AT_ONCE}") from None
-    except (HTTPError, ConnectionError):
-        raise ModelUnavailable(f"{model.repo} is not here, and the hub can't be reached", AT_ONCE) from None
+    files = choose(list(sizes))
+    say(f"downloading {repo} ({_bytes(sum(sizes[f] for f in files))}) into the hub's cache")
+    with _hub_errors(wanted):
+        # By its name and not by the commit, so that the cache learns what the name means: the next run asks nobody.
+        return Path(snapshot_download(repo, revision=wanted.revision, allow_patterns=files))
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+@contextmanager
+def _hub_errors(wanted: Weights) -> Iterator[None]:
+    """Turn what huggingface_hub raises into what sdcli raises."""
+    from huggingface_hub import errors
+
+    # httpx's or httpx2's: whichever this huggingface_hub is built on.
+    http_error = errors.HTTPError  # type: ignore[attr-defined]
+    name, repo = wanted.name, wanted.repo
+    kept = f"run it again: the files that are whole are kept; {AT_ONCE}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        hint = f"ask for access at https://huggingface.co/{repo}, then run `hf auth login`; {AT_ONCE}"
+        raise ModelGated(f"{name} is gated: its owner gives access person by person", hint) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        what = f"revision {wanted.revision} of {repo}" if isinstance(error, errors.RevisionNotFoundError) else repo
+        hint = f"check the name; for a private one run `hf auth login`; {AT_ONCE}"
+        raise ModelUnavailable(f"the hub has no {what}, or it is private", hint) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise ModelGated(f"the hub does not permit {name} (HTTP {status})", f"run `hf auth login`; {AT_ONCE}") from error
+        raise ModelUnavailable(f"{name} is not here, and the hub answered HTTP {status}", f"try later; {kept}") from error
+    except errors.OfflineModeIsEnabled as error:
+        hint = f"unset HF_HUB_OFFLINE to download it; {AT_ONCE}"
+        raise ModelUnavailable(f"{name} is not here in whole, and HF_HUB_OFFLINE is set", hint) from error
+    except (http_error, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError, errors.XetDownloadError) as error:
+        raise ModelUnavailable(f"{name} is not here in whole, and the hub can't be reached", kept) from error
     except OSError as error:
-        raise OutputFailed(f"{model.repo} could not be stored: {error}", "free some disk; the download goes on where it was") from None
-    fetched = _of_folder(replace(model, path=Path(folder), commit=info.sha))
-    return replace(fetched, defaults=(fetched.family.defaults if fetched.family else {}) | model.defaults)
+        if error.errno is None:  # huggingface_hub's own: what came is not what was promised
+            raise ModelUnavailable(f"{name} was not downloaded: {' '.join(str(error).split())[:200]}", kept) from error
+        hint = f"free some disk, or set HF_HOME to a folder with room; {kept}"
+        raise OutputFailed(f"{name} could not be stored: {error.strerror}", hint) from error
+    except (ValueError, TypeError, KeyError) as error:
+        hint = f"check HF_ENDPOINT and the proxy; {AT_ONCE}"
+        raise ModelUnavailable(f"{name} is not here, and what answered is no hub", hint) from error
 
 
-def _has_checker_files(folder: Path) -> bool:
-    return not (folder / "model_index.json").exists() or any((folder / "safety_checker").glob("*.safetensors"))
-
-
-def wanted_files(sizes: Iterable[str], *, safety_checker: bool, repo: str) -> list[str]:
+def wanted_files(names: Sequence[str], model: Model, *, safety_checker: bool) -> list[str]:
     """Return which of a repository's files will be loaded: configurations, and one precision of each component.
 
     Half precision (`*.fp16.safetensors`) is taken where every component has it: it is what a GPU runs.
     """
-    names = list(sizes)
     if "model_index.json" not in names:
-        raise BadInput(f"{repo} is no model in diffusers' layout: it has no model_index.json", AT_ONCE)
-    parts = ["unet", "vae", "text_encoder", *(["safety_checker"] if safety_checker else [])]
-    weights = {p: [n for n in names if n.startswith(p + "/") and n.endswith(".safetensors")] for p in parts}
-    for part, found in weights.items():
-        if not found:
-            raise BadInput(f"{repo} has no safetensors in {part}/ (pickles are never read)", AT_ONCE)
-    halves = {p: [n for n in found if n.split(".")[-2] == "fp16"] for p, found in weights.items()}
-    use_half = all(halves.values())
-    chosen = halves if use_half else {p: [n for n in found if n.count(".") == 1] or found for p, found in weights.items()}
-    text = (".json", ".txt", ".model")
-    folders = (*parts, "tokenizer", "scheduler", *(["feature_extractor"] if safety_checker else []))
-    plain = [n for n in names if n.endswith(text) and (n == "model_index.json" or n.split("/")[0] in folders)]
-    return plain + [n for found in chosen.values() for n in found]
+        raise BadInput(f"{model.repo} is no model in diffusers' layout: it has no model_index.json", AT_ONCE)
+    if safety_checker and not any(n.startswith("safety_checker/") for n in names):
+        raise _no_checker(model)
+    parts = {p: [n for n in names if n.startswith(p + "/")] for p in _parts(model, safety_checker)}
+    variant = _hub_variant(parts, str(model.repo))
+    more = ("safety_checker", "feature_extractor") if safety_checker else ()
+    return _texts(names, more) + [n for found in parts.values() for n in _by_variant(found)[variant]]
 
 
-def loaded_files(model: Model) -> list[Path]:
-    """Return the weight files that loading a model reads."""
+def _texts(names: Iterable[str], more: Sequence[str]) -> list[str]:
+    """Return the configurations and vocabularies among a repository's files."""
+    folders = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *more)
+    return [n for n in names if n == "model_index.json" or (n.endswith((".json", ".txt")) and n.split("/")[0] in folders)]
+
+
+def _wanted_vae(names: Sequence[str], vae: Weights) -> list[str]:
+    roots = [n for n in names if "/" not in n]
+    if "config.json" not in roots:
+        raise BadInput(f"{vae.repo} is no autoencoder: it has no config.json", "name the hub id of one")
+    return ["config.json", *_by_variant(roots)[_hub_variant({"": roots}, str(vae.repo))]]
+
+
+def _hub_variant(parts: Mapping[str, Sequence[str]], repo: str) -> str | None:
+    try:
+        return _common_variant(parts, "fp16", repo)
+    except Incomplete as error:
+        raise BadInput(error.message, AT_ONCE) from None
+
+
+# What was loaded, for the record
+
+
+def loaded_files(model: Model) -> dict[str, Path]:
+    """Return the weight files that decide pixels, by their path in the model's folder (`--vae/...`: another autoencoder's)."""
     assert model.path is not None
     if model.single_file:
-        return [model.path]
-    mark = f".{model.variant}." if model.variant else None
-    files = [f for part in ("text_encoder", "unet", "vae") for f in sorted((model.path / part).glob("*.safetensors"))]
-    return [f for f in files if (mark in f.name if mark else len(f.name.split(".")) == 2)]
+        found = {model.path.name: model.path}
+    else:
+        found = {}
+        for part in _parts(model, checker=False):
+            names = _by_variant(_files_in(model.path / part))[model.variant]
+            found |= {f"{part}/{name}": model.path / part / name for name in names}
+    vae = model.vae
+    if vae is not None and vae.path is not None:
+        names = [""] if vae.single_file else _by_variant(_files_in(vae.path))[vae.variant]
+        found |= {f"--vae/{name or vae.path.name}": vae.path / name for name in names}
+    return found
 
 
 @cache
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file in hex; where it lies in the hub's cache, its blob's name is that already."""
-    blob = file.resolve().name
-    if file.is_symlink() and len(blob) == 64 and not set(blob) - set("0123456789abcdef"):
-        return blob
+    # The link itself, not where it ends: a blob may be a link on to a store where other hashes are the names.
+    target = Path(os.readlink(file)) if file.is_symlink() else file
+    if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
+        return target.name
     with file.open("rb") as stream:
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL) if hasattr(os, "posix_fadvise") else None
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hashes(model: Model) -> dict[str, str]:
-    """Return the weight files of a model, by their path in its folder, with their SHA-256."""
-    assert model.path is not None
-    root = model.path.parent if model.single_file else model.path
-    return {f.relative_to(root).as_posix(): sha256_of(f) for f in loaded_files(model)}
+    """Return the names of the weight files that decide pixels, with their SHA-256."""
+    return {name: sha256_of(file) for name, file in loaded_files(model).items()}

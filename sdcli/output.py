@@ -44,22 +44,21 @@ class OutputPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     output: Annotated[
         str | None,
         meta(
-            "A picture's path, a folder (with / at its end), a template such as 'out/{date}/{prompt:40}-{seed}.png', "
-            "or - for stdout.",
+            "FILE.png, FOLDER/, template ({seed}.png ...) or -.",
             "--output", "-o", panel=COMES_OUT, metavar="PATH",
         ),
     ] = None  # fmt: skip
     format: Annotated[
         Literal["png", "jpg", "webp"] | None,
-        meta("The files' format; none is what the output's ending says, or else png.", "--format", panel=COMES_OUT),
+        meta("png, or what the output's ending says.", "--format", panel=COMES_OUT),
     ] = None
     overwrite: Annotated[
         bool,
-        meta("Overwrite files that exist; without it a taken name gets -2, -3.", "--overwrite", panel=COMES_OUT),
+        meta("Overwrite; else a taken name gets -2, -3.", "--overwrite", panel=COMES_OUT),
     ] = False
     metadata: Annotated[
         Literal["full", "none"],
-        meta("What a picture's file says of how it was made: full or none.", "--metadata", panel=COMES_OUT),
+        meta("What the file says of its making: full or none.", "--metadata", panel=COMES_OUT),
     ] = "full"
 
 

@@ -19,7 +19,7 @@ import msgspec
 from sdcli import __version__, models, schedulers
 from sdcli.device import Accelerator, Decision, DevicePlan, Probe, decide
 from sdcli.errors import BadInput, NotFinite, OutOfMemory, SdcliError, UsageError
-from sdcli.models import Model, ModelSpec
+from sdcli.models import Model, ModelSpec, Weights
 from sdcli.prompts import tokens
 from sdcli.record import (
     GeneratedImage,
@@ -141,59 +141,72 @@ def load(
         import torch
 
         assert model.family is not None
-        weight_bytes = sum(f.stat().st_size for f in models.loaded_files(model))
+        weight_bytes = sum(f.stat().st_size for f in models.loaded_files(model).values())
         decision = decide(plan, probe(), family_dtype=model.family.dtype, weight_bytes=weight_bytes)
         if decision.threads:
             torch.set_num_threads(decision.threads)
-        pipe = _load_pipe(model, spec, getattr(torch, DTYPES[decision.dtype]))
+        pipe = _load_pipe(model, spec.safety_checker, getattr(torch, DTYPES[decision.dtype]))
         files: Future[dict[str, str]] = hashed
         record = ModelRecord(
             name=model.name,
             family=model.family.name,
             repo=model.repo,
             commit=model.commit,
-            files=files.result() | _vae_hash(spec),
+            files=files.result(),
         )
     pipeline = Pipeline(pipe, model, record, decision, say)
     pipeline.seconds_to_load = time.monotonic() - began
     return pipeline
 
 
-def _load_pipe(model: Model, spec: ModelSpec, dtype: Any) -> Any:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
-    from safetensors import SafetensorError
+def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
+    """Load a model's components from this machine, with no connection."""
+    from diffusers import StableDiffusionPipeline
 
-    assert model.path is not None
-    parts: dict[str, Any] = {"requires_safety_checker": spec.safety_checker}
-    if not spec.safety_checker:
-        parts["safety_checker"] = None
+    # The checker is loaded apart: what older models say of it names classes that transformers no longer has.
+    parts: dict[str, Any] = {"requires_safety_checker": False, "safety_checker": None, "feature_extractor": None}
+    # What the libraries raise for files that are not what they say has no common base.
     try:
-        if spec.vae is not None:
-            if spec.vae.endswith(".safetensors"):
-                parts["vae"] = AutoencoderKL.from_single_file(spec.vae, dtype=dtype)
-            else:
-                parts["vae"] = AutoencoderKL.from_pretrained(spec.vae, dtype=dtype, use_safetensors=True)
+        if model.vae is not None:
+            parts["vae"] = _load_vae(model.vae, dtype)
         if model.single_file:
-            config = models.config_of_file(model.path)
             return StableDiffusionPipeline.from_single_file(
-                str(model.path), config=str(config) if config else None, dtype=dtype, **parts
+                str(model.path), config=str(model.config), dtype=dtype, local_files_only=True, **parts
             )
-        return StableDiffusionPipeline.from_pretrained(
+        pipe = StableDiffusionPipeline.from_pretrained(
             model.path, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True, **parts
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if checker:
+            _load_checker(pipe, model, dtype)
+        return pipe
+    except Exception as error:
         if out_of_memory(error):
             raise OutOfMemory(f"{model.name} does not fit into memory", "try --dtype bf16, or a smaller model") from error
         text = " ".join(str(error).split())
         raise BadInput(f"{model.name} can't be loaded: {text[:300]}", "fetch it again, or name another model") from error
 
 
-def _vae_hash(spec: ModelSpec) -> dict[str, str]:
-    if spec.vae is None:
-        return {}
-    path = Path(spec.vae)
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return {f"--vae/{f.name}": models.sha256_of(f) for f in files}
+def _load_vae(vae: Weights, dtype: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    if vae.single_file:
+        return AutoencoderKL.from_single_file(str(vae.path), config=str(vae.config), dtype=dtype, local_files_only=True)
+    return AutoencoderKL.from_pretrained(
+        vae.path, dtype=dtype, variant=vae.variant, use_safetensors=True, local_files_only=True
+    )
+
+
+def _load_checker(pipe: Any, model: Model, dtype: Any) -> None:
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
+
+    assert model.path is not None
+    pipe.register_modules(
+        safety_checker=StableDiffusionSafetyChecker.from_pretrained(
+            model.path / "safety_checker", dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True
+        ),
+        feature_extractor=CLIPImageProcessor.from_pretrained(model.path / "feature_extractor", local_files_only=True),
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -203,6 +216,22 @@ def out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    )
+
+
+def resolve(request: GenerationRequest, model: Model) -> GenerationRequest:
+    """Return the request with all that the model and the scheduler decide filled in, names in their canonical form.
+
+    Width and height stay None for a model that is not here yet.
+    """
+    entry = schedulers.find(request.scheduler) if request.scheduler else None
+    width, height = model.size or (None, None)
+    return msgspec.structs.replace(
+        request,
+        width=request.width or width,
+        height=request.height or height,
+        scheduler=entry.name if entry else None,
+        eta=entry.eta if entry and request.eta is None else request.eta,
     )
 
 
@@ -237,14 +266,6 @@ class Pipeline:
         else:
             self._offload(self.offload)
 
-    def resolve(self, request: GenerationRequest) -> GenerationRequest:
-        """Return the request with what the model decides filled in, and the scheduler by its canonical name."""
-        width, height = self.model.size or self._trained_size()
-        name = schedulers.find(request.scheduler).name if request.scheduler else None
-        return msgspec.structs.replace(
-            request, width=request.width or width, height=request.height or height, scheduler=name
-        )
-
     def generate(
         self,
         requests: Sequence[GenerationRequest],
@@ -261,7 +282,7 @@ class Pipeline:
         """
         templates = templates or [None] * len(requests)
         tags = tags or [{}] * len(requests)
-        resolved = [self.resolve(r) for r in requests]
+        resolved = [resolve(r, self.model) for r in requests]
         start = 0
         while start < len(resolved):
             end = start + 1
@@ -321,7 +342,7 @@ class Pipeline:
                 num_inference_steps=first.num_inference_steps,
                 guidance_scale=first.guidance_scale,
                 guidance_rescale=first.guidance_rescale,
-                eta=first.eta,
+                eta=first.eta or 0.0,
                 height=first.height,
                 width=first.width,
                 output_type="latent",
@@ -370,7 +391,7 @@ class Pipeline:
             entry = schedulers.find(asked)
             scheduler = schedulers.build(entry, own.config, [_seed(r) for r in pack])
         if entry is not None:
-            schedulers.check(entry, eta=pack[0].eta or None, steps=pack[0].num_inference_steps)
+            schedulers.check(entry, eta=pack[0].eta, steps=pack[0].num_inference_steps)
         settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and own.config.get(k) != v}
         return scheduler, SchedulerRecord(
             name=entry.name if entry else None,
@@ -423,7 +444,15 @@ class Pipeline:
         hint = "try --dtype fp32 or --dtype bf16, --attention-slicing off, or another --vae"
         if not torch.isfinite(latent).all():
             raise NotFinite("the noise predictor's values are not finite: there is no picture", hint)
-        image = vae.decode(latent / vae.config.scaling_factor, return_dict=False)[0]
+        try:
+            image = vae.decode(latent / vae.config.scaling_factor, return_dict=False)[0]
+        except (RuntimeError, MemoryError) as error:
+            if self.tiling or not out_of_memory(error):
+                raise
+            # The drawing is done and need not be done again: tiles are what helps here.
+            error.__traceback__ = None
+            self._tile("out of memory; decoding in tiles")
+            image = vae.decode(latent / vae.config.scaling_factor, return_dict=False)[0]
         if not torch.isfinite(image).all() and vae.dtype != torch.float32:
             self._note("vae-fp32", "the autoencoder's values are not finite; decoding again in fp32")
             vae.to(dtype=torch.float32)
@@ -470,9 +499,7 @@ class Pipeline:
             self._slice_attention("max")
             self._note("attention-slicing-max", "out of memory; slicing attention as finely as it goes")
         elif not self.tiling:
-            self.tiling = True
-            self.pipe.vae.enable_tiling()
-            self._note("vae-tiling", "out of memory; decoding in tiles")
+            self._tile("out of memory; decoding in tiles")
         elif device != "cpu" and self.offload != "sequential":
             self._offload("model" if self.offload == "none" else "sequential")
             self._note(f"offload-{self.offload}", f"out of memory; offloading ({self.offload})")
@@ -484,6 +511,11 @@ class Pipeline:
     def _slice_attention(self, how: str) -> None:
         self.slicing = how
         self.pipe.enable_attention_slicing({"on": "auto", "max": "max"}.get(how) or int(how))
+
+    def _tile(self, text: str) -> None:
+        self.tiling = True
+        self.pipe.vae.enable_tiling()
+        self._note("vae-tiling", text)
 
     def _offload(self, how: str) -> None:
         self.offload = how
@@ -508,11 +540,6 @@ class Pipeline:
             device=d.device, dtype=d.dtype, attention_slicing=self.slicing, vae_tiling=self.tiling, offload=self.offload,
             threads=torch.get_num_threads(), pack_size=pack_size, reasons=d.reasons,
         )  # fmt: skip
-
-    def _trained_size(self) -> tuple[int, int]:
-        sample, factor = self.pipe.unet.config.sample_size, self.pipe.vae_scale_factor
-        height, width = sample if isinstance(sample, (list, tuple)) else (sample, sample)
-        return width * factor, height * factor
 
 
 def versions() -> dict[str, str]:

@@ -123,6 +123,8 @@ def job_id(request: GenerationRequest, model: ModelRecord) -> str:
     asked = msgspec.to_builtins(request)
     defaults = {f.name: f.default for f in msgspec.structs.fields(GenerationRequest)}
     said = {k: v for k, v in asked.items() if k == "prompt" or v != defaults[k]}
-    identity = {"repo": model.repo, "commit": model.commit} if model.commit else {"files": model.files}
+    identity: dict[str, Any] = {"repo": model.repo, "commit": model.commit} if model.commit else {"files": model.files}
+    # Another autoencoder is no part of the model's commit.
+    identity |= {name: sha256 for name, sha256 in model.files.items() if model.commit and name.startswith("--vae/")}
     text = msgspec.json.encode({"request": said, "model": identity, "adapters": model.adapters}, order="sorted")
     return hashlib.sha256(text).hexdigest()

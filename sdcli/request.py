@@ -11,6 +11,7 @@ from sdcli.options import meta
 WHAT = "What to draw"
 # A bound that holds for a number and not for None stands inside the union.
 Seed = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Pixels = Annotated[int, msgspec.Meta(ge=8, le=16384)]
 
 
@@ -26,7 +27,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     seed: Annotated[
         Seed | None,
         meta(
-            "Start of the random numbers; -1 or none draws one and says which. Picture k of several has SEED + k.",
+            "Start of the random numbers; -1: draw one.",
             "--seed", "-s", panel=WHAT,
         ),
     ] = None  # fmt: skip
@@ -35,12 +36,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = 25
     guidance_scale: Annotated[
         float,
-        meta("How strongly the prompt is followed; 1 is without guidance.", "--guidance-scale", "--cfg", panel=WHAT, ge=0),
+        meta("How closely the prompt is followed; 1: unguided.", "--guidance-scale", "--cfg", panel=WHAT, ge=0, le=1000),
     ] = 7.5
     scheduler: Annotated[
         str | None,
         meta(
-            "How noise is taken away: a name that `sdcli schedulers` lists; none is the model's own.",
+            "How noise is taken away: see `sdcli schedulers`.",
             "--scheduler", "--sampler", panel=WHAT, metavar="NAME",
         ),
     ] = None  # fmt: skip
@@ -49,11 +50,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     clip_skip: Annotated[
         int,
         meta(
-            "Layers of CLIP left out at its end, as diffusers counts (1 is A1111's Clip skip: 2).",
+            "Last layers of CLIP left out (A1111's less 1).",
             "--clip-skip", panel=WHAT, ge=0, le=64,
         ),
     ] = 0  # fmt: skip
-    eta: Annotated[float, meta("The share of noise added again in each step, for schedulers that can.", ge=0, le=1)] = 0.0
+    eta: Annotated[
+        Share | None, meta("The share of noise added again in each step, where the scheduler can; none is its authors'.")
+    ] = None
     guidance_rescale: Annotated[
         float, meta("How far guidance's over-exposure is taken back (arXiv 2305.08891, section 3.4).", ge=0, le=1)
     ] = 0.0

@@ -503,13 +503,13 @@ def build(scheduler: Scheduler, config: Mapping[str, Any], seeds: Sequence[int] 
 def _mended(scheduler: Any) -> Any:
     """Mend two faults of diffusers 0.42.1 in where a run begins and ends, and return the scheduler.
 
-    Where rounding makes the first two timesteps equal (beta sigmas, from 32 steps on), the first is looked up, the second
-    found, and the run goes past the end of the table. Telling the index avoids the search; pipelines that begin later
-    (picture to picture) tell theirs after this.
+    Where rounding makes the first two timesteps equal (beta sigmas, from 32 steps on), the first is looked up, the
+    second found, and the run goes past the end of the table. Telling the index avoids the search; pipelines that begin
+    later (picture to picture) tell theirs after this.
 
-    Trailing steps are counted down in floating point, and 13 numbers of steps (61, 103, 121, 122 ...) get one too many,
-    -1. DDIM, DDPM and PNDM take it as an index, and so the noisiest for the cleanest; for the others it is one more step
-    at hardly any noise.
+    Trailing steps are counted down in floating point, and some numbers of steps (61, 103, 121, 122 ...) get one too
+    many, -1. DDIM, DDPM and PNDM take it as an index, and so the noisiest for the cleanest; for the others it is one
+    more step at hardly any noise.
     """
     from functools import wraps
     from types import MethodType

@@ -91,6 +91,8 @@ def _expand(name: str, value: Any, origin: str) -> Iterable[tuple[str, Any]]:
 def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
+    if isinstance(value, str) and not value.isprintable() and not _is_unicode(value):
+        raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field == "tags":
         try:
             value = json.loads(value)
@@ -103,7 +105,16 @@ def convert(name: str, value: Any, origin: str) -> Any:
         hint = f"one of {', '.join(map(str, choices))}" if choices else f"{name}: {option.help}"
         reason = str(error).replace("`", "").replace("Expected", "expected")
         reason = f"expected one of {', '.join(map(str, choices))}" if choices else reason
-        raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{nearest(str(value), map(str, choices))}", hint) from None
+        close = nearest(str(value), map(str, choices))
+        raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{close}", hint) from None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _literal(hint: Any) -> Any:

@@ -22,7 +22,7 @@ def picture(*things: draw.Thing, background: str = "white", size: int = draw.SIZ
 
 @pytest.mark.parametrize("spoil", [None, judge.roughen], ids=["clean", "rough"])
 def test_proof(spoil: judge.Spoil | None) -> None:
-    good, bad = judge.prove(10, spoil)
+    good, bad = judge.prove(6, spoil)
     assert [p.name for p in good] == list(judge.ROWS)
     for proof in (*good, *bad):
         assert proof.ok, (proof.name, proof.share, proof.misses)
@@ -131,9 +131,7 @@ def test_evaluate_hands_over_fixed_seeds_in_batches() -> None:
 
 
 @pytest.mark.parametrize("learnt", [True, False])
-def test_command(
-    learnt: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command(learnt: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def draws_nothing(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         return [picture() for _ in prompts]
 
@@ -146,7 +144,8 @@ def test_command(
     assert ("two things, seed 0: " in err) is not learnt
     (row,) = json.loads(report.read_text())["rows"]
     assert [p["seed"] for p in row["pictures"]] == [0, 1, 2, 3, 4]
-    assert Image.open(sheet).width > 0
+    with Image.open(sheet) as image:
+        assert image.width > 0
 
 
 def test_command_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcli import output
@@ -45,6 +45,7 @@ NAMING = Naming(
     when=datetime(2026, 11, 21, 6, 7, 8), prompt="a red circle", seed=42, id="0123456789abcdef", model="org/model",
     scheduler="ddim", steps=25, width=512, height=256, index=3,
 )  # fmt: skip
+CALM = settings(deadline=None)  # A busy machine is no failure.
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 
 
@@ -238,6 +239,7 @@ PIECES = ["..", "/", "\\", ".", "-", " ", "\0", "\n", "é" * 200, "🎨" * 99]
 HOSTILE = st.text() | st.lists(st.sampled_from(PIECES)).map("".join)
 
 
+@CALM
 @given(template=TEMPLATES, prompt=HOSTILE, model=HOSTILE, name=HOSTILE)
 def test_no_text_leaves_its_folder(template: str, prompt: str, model: str, name: str) -> None:
     path = named(template, prompt=prompt, model=model, name=name)
@@ -251,6 +253,7 @@ def test_no_text_leaves_its_folder(template: str, prompt: str, model: str, name:
     assert path.endswith(".png")
 
 
+@CALM
 @given(prompt=st.text(min_size=200, max_size=2000))
 def test_a_long_prompt_leaves_the_seed_and_the_ending(prompt: str) -> None:
     name = named("{prompt}-{name}-{seed}.{format}", prompt=prompt, name=prompt)

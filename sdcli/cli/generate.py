@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sdcli import device, models, output, schedulers, settings
+from sdcli import device, models, output, pipeline, schedulers, settings
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, UsageError
-from sdcli.jobs import jobs
+from sdcli.jobs import jobs, runner
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
 from sdcli.record import SCHEMA, ModelRecord, job_id
@@ -40,18 +40,18 @@ Examples:
 @options_from(GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; several are drawn in turn; - reads one from stdin.")
+        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; - reads it from stdin.")
     ],
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Width and height at once.", rich_help_panel=WHAT)
     ] = None,
     assign: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set any field, such as eta=0.5; repeatable.", rich_help_panel=WHAT),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set any field, as in eta=0.5; repeatable.", rich_help_panel=WHAT),
     ] = None,
     preset: Annotated[
         list[str] | None,
-        typer.Option("--preset", "-p", metavar="NAME", help="Values under a name; repeatable, the later wins."),
+        typer.Option("--preset", "-p", metavar="NAME", help="fast, quality or lowvram; repeatable, the later wins."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")] = False,
     print0: Annotated[bool, typer.Option("--print0/--no-print0", "-0", show_default=False, help="End each path with NUL.")] = False,
@@ -71,8 +71,6 @@ def generate(
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
     check(request, model, plan)
-    if spec.vae is not None:
-        models.check_vae(spec.vae)
     made = list(jobs.of_prompts(texts, request, count=options.count, name=options.name, tags=options.tags))
     where = output.resolve(
         files, pictures=len(made), json=as_json, print0=print0, stdout_is_tty=sys.stdout.isatty() and not dry_run
@@ -82,9 +80,6 @@ def generate(
         return
     results.to_stdout = where.kind == "stdout"
     screen.say(f"loading {model.name} ...")
-
-    from sdcli import pipeline
-    from sdcli.jobs import runner
 
     loaded = pipeline.load(model, spec, plan, say=screen.say)
     for field, reason in loaded.decision.reasons.items():
@@ -115,7 +110,7 @@ def check(request: GenerationRequest, model: Model, plan: DevicePlan) -> None:
     if request.scheduler is not None:
         entry = schedulers.find(request.scheduler)
         schedulers.require(entry)
-        schedulers.check(entry, eta=request.eta or None, steps=request.num_inference_steps)
+        schedulers.check(entry, eta=request.eta, steps=request.num_inference_steps)
     for side in ("width", "height"):
         pixels = getattr(request, side)
         if pixels is not None and pixels % model.multiple:
@@ -154,18 +149,14 @@ def _dry_run(
     """Say what would be drawn, a `plan` a picture. What only a probe or the hub can tell is null."""
     seeded = merged.values.get("seed") not in (None, -1)
     identity = None
-    if model.path is not None and model.family is not None:
+    if model.is_here and model.family is not None:
         identity = ModelRecord(
             name=model.name, family=model.family.name, repo=model.repo, commit=model.commit, files=models.hashes(model)
         )
     asked_plan = msgspec.to_builtins(plan)
     shown_plan = {k: None if v == "auto" else v for k, v in asked_plan.items()}
     for job in made:
-        width, height = model.size or (None, None)
-        name = schedulers.find(job.request.scheduler).name if job.request.scheduler else None
-        request = msgspec.structs.replace(
-            job.request, width=job.request.width or width, height=job.request.height or height, scheduler=name
-        )
+        request = pipeline.resolve(job.request, model)
         complete = seeded and request.width is not None and request.height is not None and identity is not None
         id = job_id(request, identity) if complete and identity else None
         shown = msgspec.to_builtins(request)
@@ -179,7 +170,7 @@ def _dry_run(
         later = [f for f in ("seed", "width", "height") if shown[f] is None] + [k for k, v in shown_plan.items() if v is None]
         origins |= dict.fromkeys(later, DECIDED_LATER)
         path = _planned_path(where, job, request, id, model, seeded)
-        facts = {
+        facts: dict[str, Any] = {
             "name": model.name, "family": model.family.name if model.family else None, "repo": model.repo,
             "commit": model.commit, "files": identity.files if identity else None, "adapters": [], "vae": spec.vae,
             "safety_checker": spec.safety_checker,

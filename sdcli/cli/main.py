@@ -16,7 +16,7 @@ import typer
 
 from sdcli import __version__
 from sdcli.cli.screen import Screen
-from sdcli.errors import BUG, CannotCreateOutput, Interrupted, SdcliError, UsageError
+from sdcli.errors import BUG, Interrupted, OutputFailed, SdcliError, UsageError
 
 app = typer.Typer(
     name="sdcli",
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             command = getattr(getattr(error, "ctx", None), "command_path", "sdcli")
             return _fail(UsageError(usage(), f"`{command} --help` lists what there is"), argv)
         if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            return _fail(CannotCreateOutput(f"stdout can't be written: {error.strerror}", "redirect it elsewhere"), argv)
+            return _fail(OutputFailed(f"stdout can't be written: {error.strerror}", "redirect it elsewhere"), [])
         traceback.print_exc()
         return _fail(Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it with the lines above"), argv)
 

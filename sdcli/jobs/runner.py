@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sdcli import metadata, output
@@ -54,14 +55,14 @@ def run(
     packs = [list(jobs[i : i + batch_size]) for i in range(0, len(jobs), batch_size)]
     while packs:
         pack, done = packs.pop(0), 0
-        label = _label(pack[0], len(jobs))
+        listen = partial(_step, watcher, _label(pack[0], len(jobs)))
         try:
             for image in pipeline.generate(
                 [j.request for j in pack],
                 batch_size=batch_size,
                 templates=[j.template for j in pack],
                 tags=[j.tags for j in pack],
-                listener=lambda step, label=label: watcher.step(step, label),
+                listener=listen,
             ):
                 watcher.stop()
                 _finish(pack[done], image, destination, how, tell, watcher)
@@ -80,6 +81,10 @@ def run(
             watcher.stop()
     if failed:
         raise SomeFailed(f"{failed} of {len(jobs)} pictures failed", "the lines above say why")
+
+
+def _step(watcher: Watcher, label: str, step: Step) -> None:
+    watcher.step(step, label)
 
 
 def _finish(

@@ -1,0 +1,5 @@
+"""`python -m sdcli`."""
+
+from sdcli.cli.main import entry
+
+entry()

@@ -1,0 +1,263 @@
+"""What goes wrong, and what then: each failure's code, its line on what happened and its line on what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Sdcli, record_of
+
+DEMO = ["-m", "demo", "--steps", "1"]
+ERROR_KEYS = "schema event id path line exit code message hint".split()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        # Unknown options and values.
+        (["generate"], 2, "Missing argument 'PROMPT...'"),
+        (["generate", "x", "--stpes", "3"], 2, "No such option: --stpes"),
+        (["generate", "x", "--steps", "many"], 2, "steps can't be 'many'"),
+        (["generate", "x", "--steps", "0"], 2, "num_inference_steps can't be '0'"),
+        (["generate", "x", "--cfg", "inf"], 2, "guidance_scale can't be 'inf'"),
+        (["generate", "x", "--cfg", "nan"], 2, "guidance_scale can't be 'nan'"),
+        (["generate", "x", "--seed", "-2"], 2, "seed can't be '-2'"),
+        (["generate", "x", "--count", "0"], 2, "count can't be '0'"),
+        (["generate", "x", "--dtype", "fp8"], 2, "expected one of auto, fp16, bf16, fp32"),
+        (["generate", "x", "--device", "gpu"], 2, "device can't be 'gpu'"),
+        (["generate", "x", "--attention-slicing", "some"], 2, "attention_slicing can't be 'some'"),
+        (["generate", "x", "--offload", "disk"], 2, "offload can't be 'disk'"),
+        (["generate", "x", "--scheduler", "dpm++2mm"], 2, "did you mean dpm++2m"),
+        (["generate", "x", "--sampler", "Euler a Karras"], 2, "euler-a"),
+        (["generate", "x", "--preset", "fats"], 2, "there is no preset fats; did you mean fast?"),
+        (["generate", "x", "--set", "eat=1"], 2, "there is no field eat; did you mean eta"),
+        (["generate", "x", "--set", "eta"], 2, "--set wants FIELD=VALUE"),
+        (["generate", "x", "--set", "eta=2"], 2, "eta can't be '2'"),
+        (["generate", "x", "--set", "eta=1", "--set", "eta=0"], 2, "eta is given twice"),
+        (["paint", "x"], 2, "No such command 'paint'"),
+        # Combinations that can't be.
+        (["generate", "x", *DEMO, "--size", "64x64", "-W", "64"], 2, "width is given twice"),
+        (["generate", "x", *DEMO, "--size", "64by64"], 2, "size is WIDTHxHEIGHT"),
+        (["generate", "x", *DEMO, "--scheduler", "euler", "--set", "eta=1"], 2, "eta has no effect with scheduler euler"),
+        (["generate", "x", *DEMO, "--device", "cpu", "--dtype", "fp16"], 2, "156 times slower"),
+        (["generate", "x", *DEMO, "--device", "cpu", "--offload", "model"], 2, "nothing to offload from"),
+        (["generate", "x", *DEMO, "--json", "-0"], 2, "both want stdout"),
+        (["generate", "x", *DEMO, "--json", "-o", "-"], 2, "both want stdout"),
+        (["generate", "x", "y", *DEMO, "-o", "-"], 2, "2 pictures do not go to stdout"),
+        (["generate", "x", *DEMO, "-c", "2", "-o", "x.png"], 2, "2 pictures do not go to one path"),
+        (["generate", "x", *DEMO, "-o", "x"], 2, "neither a folder nor a picture"),
+        (["generate", "x", *DEMO, "-o", "{pormpt}.png"], 2, "did you mean prompt"),
+        (["generate", "x", *DEMO, "-o", "x.png", "--format", "jpg"], 2, "ends in .png"),
+        (["generate", "x", *DEMO, "--format", "jpg"], 2, "jpg cannot be written"),
+        (["generate", "x", *DEMO, "--safety-checker"], 2, "demo has no safety checker"),
+        # Sizes that the model can't do.
+        (["generate", "x", *DEMO, "-W", "100"], 2, "demo can't draw a width of 100"),
+        (["generate", "x", *DEMO, "--size", "64x99999"], 2, "height can't be '99999'"),
+        # Models.
+        (["generate", "x", "--model", "dmeo"], 69, "there is no model called dmeo; did you mean demo?"),
+        (["generate", "x", "--model", "./nothing"], 66, "there is no model at ./nothing"),
+        (["generate", "x", "--model", "nothing.safetensors"], 66, "there is no model at nothing.safetensors"),
+        (["generate", "x", "--model", "old.ckpt"], 65, "pickle"),
+        (["generate", "x", *DEMO, "--vae", "nothing.safetensors"], 66, "there is no autoencoder at nothing.safetensors"),
+        # Outputs.
+        (["generate", "x", *DEMO, "-o", "/proc/nothing/"], 73, "/proc/nothing"),
+        (["generate", "x", *DEMO, "-o", "file/x.png"], 73, "file is not a folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refused_in_two_lines(sdcli: Sdcli, argv: list[str], code: int, said: str) -> None:
+    Path("file").touch()
+    done = sdcli(*argv)
+    assert done.code == code, done.stderr
+    assert [e["exit"] for e in done.events] == ([code] if "--json" in argv else [])
+    lines = done.stderr.splitlines()
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(errors) == 1 and said in lines[errors[0]], done.stderr
+    assert lines[errors[0] + 1].startswith("  hint: ") and len(lines) == errors[0] + 2, done.stderr
+    assert not list(Path().glob("*.png"))
+
+
+def test_refused_before_torch(probe: object) -> None:
+    """All of the table's refusals but those of the output's last word come without torch."""
+    lines = [
+        "['generate', 'x', '-m', 'demo', '-W', '100']",
+        "['generate', 'x', '-m', 'demo', '--scheduler', 'nope']",
+        "['generate', 'x', '-m', './nothing']",
+        "['generate', 'x', '-m', 'demo', '-o', '/dev/null/x/']",
+        "['generate', 'x', '-m', 'demo', '--device', 'cpu', '--dtype', 'fp16']",
+    ]
+    code = "import sys; from sdcli.cli.main import main\n"
+    code += "".join(f"assert main({argv}) not in (0, 70); assert 'torch' not in sys.modules\n" for argv in lines)
+    done = probe(code)  # type: ignore[operator]
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_is_one_json_line(sdcli: Sdcli) -> None:
+    done = sdcli("generate", "x", "-m", "dmeo", "--json")
+    (event,) = done.events
+    assert list(event) == ERROR_KEYS
+    assert (event["schema"], event["event"], event["exit"], event["code"]) == (1, "error", 69, "model-unavailable")
+    assert "demo" in event["hint"] and done.code == 69
+
+
+def test_a_device_that_is_not_there(sdcli: Sdcli) -> None:
+    done = sdcli("generate", "x", *DEMO, "--device", "cuda:7")
+    assert done.code == 2 and "there is no device cuda:7" in done.stderr
+
+
+def test_fp16_without_a_gpu(sdcli: Sdcli) -> None:
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.fail("this test is about a machine without a GPU: run it with CUDA_VISIBLE_DEVICES=")
+    done = sdcli("generate", "x", *DEMO, "--dtype", "fp16")
+    assert done.code == 2 and "156 times slower" in done.stderr
+
+
+def test_clip_skip_past_the_encoder(sdcli: Sdcli) -> None:
+    done = sdcli("generate", "x", *DEMO, "--clip-skip", "9")
+    assert done.code == 2 and "3 layers" in done.stderr
+
+
+def test_stdin_that_is_not_text(process: Sdcli) -> None:
+    done = process("generate", "-", *DEMO, stdin=b"a \xff star")
+    assert done.code == 65 and "stdin is not UTF-8" in done.stderr
+
+
+def test_a_prompt_that_is_not_text(process: Sdcli) -> None:
+    done = process("generate", b"a \xff star".decode("utf-8", "surrogateescape"), *DEMO)
+    assert done.code == 2 and "not UTF-8" in done.stderr
+
+
+def test_control_characters_do_not_reach_the_terminal(sdcli: Sdcli) -> None:
+    done = sdcli("generate", "x", "--model", "\x1b]0;owned\x07\x9b31m")
+    assert done.code == 69 and not set(done.stderr) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_one_of_several_fails(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second picture's values are made not finite where the decoder hands them over."""
+    from sdcli.errors import NotFinite
+    from sdcli.pipeline import Pipeline
+
+    decode, calls = Pipeline._decode, []
+
+    def broken(self: Pipeline, latent: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise NotFinite("the values are not finite", "try another")
+        return decode(self, latent)
+
+    monkeypatch.setattr(Pipeline, "_decode", broken)
+    done = sdcli("generate", "a star", *DEMO, "-s", "1", "-c", "3", "--json")
+    assert done.code == 1
+    assert [(e["event"], e.get("exit")) for e in done.events] == [("image", None), ("error", 76), ("image", None)]
+    assert [p.name for p in sorted(Path().glob("*.png"))] == ["a-star-1.png", "a-star-3.png"]
+
+
+def test_a_bug_says_so(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdcli.jobs.runner.run", lambda *a, **k: 1 / 0)
+    done = sdcli("generate", "a star", *DEMO)
+    assert done.code == 70 and "Traceback" in done.stderr and "please report it" in done.stderr
+
+
+def _little_memory() -> str:
+    """Return code that draws with no more memory than the loaded program has and a little."""
+    return (
+        "import resource, sys\n"
+        "from sdcli import pipeline\n"
+        "from sdcli.cli.main import main\n"
+        "assert main(['generate', 'x', '-m', 'demo', '--steps', '1', '-o', 'warm.png', '-q', '--threads', '1']) == 0\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + {room} * 2**20,) * 2)\n"
+        "sys.exit(main(['generate', 'a red circle', '-m', 'demo', '--steps', '1', '-s', '1', '-o', 'big.png', '--json', *{more}]))"
+    )
+
+
+def test_out_of_memory_goes_down_the_ladder(probe: object, tmp_path: Path) -> None:
+    """Decoding 1600 x 1600 at once takes more than is there; in tiles it does not."""
+    code = _little_memory().format(room=300, more=["--size", "1600x1600", "--threads", "1"])
+    done = probe(code)  # type: ignore[operator]
+    assert done.returncode == 0, done.stderr
+    record = record_of(tmp_path / "big.png")
+    assert record["fallbacks"] == ["vae-tiling"] and record["plan"]["vae_tiling"] is True
+    assert "out of memory; decoding in tiles" in done.stderr
+
+
+def test_out_of_memory_after_all(probe: object, tmp_path: Path) -> None:
+    code = _little_memory().format(room=100, more=["--size", "4096x4096", "--threads", "1"])
+    done = probe(code)  # type: ignore[operator]
+    assert done.returncode == 75, done.stderr
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert (event["exit"], event["code"]) == (75, "out-of-memory") and "after every fall-back" in event["message"]
+    assert not (tmp_path / "big.png").exists()
+
+
+def test_a_full_disk(process: Sdcli, tmp_path: Path) -> None:
+    """A limit on a file's size stands for a disk that fills while the picture is written."""
+    done = process(
+        "generate", "a star", *DEMO, "-o", "out/", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+    )
+    assert done.code == 74, done.stderr
+    assert "was not written" in done.stderr
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()], "no half file"
+
+
+def test_a_full_stdout(tmp_path: Path) -> None:
+    for options in (["-o", "-"], ["--json"]):
+        with open("/dev/full", "wb") as full:
+            command = [sys.executable, "-m", "sdcli", "generate", "a star", *DEMO, *options]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=240)
+        assert done.returncode == 74, done.stderr
+        assert b"error: stdout" in done.stderr and b"Traceback" not in done.stderr
+
+
+def _running(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a run that takes long, and wait until it draws."""
+    command = [sys.executable, "-m", "sdcli", "generate", "a star", "-m", "demo", "-v", "-o", "out/", *options]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith("vae_tiling"):  # the last of the reasons that -v gives, once the model is loaded
+            break
+    return running
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    running = _running(tmp_path, "--steps", "1000", "--size", "512x512")
+    time.sleep(0.5)
+    began = time.monotonic()
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert time.monotonic() - began < 10
+    assert out == "" and "Traceback" not in err and "error: interrupted" in err
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()], "nothing half-written"
+
+
+def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdcli", "generate", "a star", *DEMO]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert running.stderr is not None
+    assert "loading demo" in running.stderr.readline()
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and out == "" and "Traceback" not in err
+
+
+def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sdcli", "generate", "a star", *DEMO, "-c", "3", "-q"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=240)
+    os.close(write)
+    assert done.returncode == 141 and done.stderr == b""
