@@ -11,6 +11,7 @@
   + OutOfMemory               75   after every fall-back
   + NotFinite                 76   the networks' values were not finite: no picture
   + Interrupted               128 + signal
+  + ClosedPipe                141  whoever read stdout has gone; nothing is said
 
 Anything else that escapes is a bug in sdcli: exit code 70. Codes are those of sysexits.h where it has one.
 """
@@ -88,6 +89,16 @@ class Interrupted(SdcliError):
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by signal {number}")
         self.exit_code = 128 + number
+
+
+class ClosedPipe(SdcliError):
+    """Nobody reads stdout any more. Not left as BrokenPipeError: Typer would end with 1."""
+
+    exit_code = 141
+    slug = "closed-pipe"
+
+    def __init__(self) -> None:
+        super().__init__("stdout was closed")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -269,6 +269,8 @@ def _of_folder(model: Model, checker: bool) -> Model:
     has_checker = _library(index.get("safety_checker")) is not None
     if checker and not has_checker:
         raise _no_checker(model)
+    if checker:
+        _read(folder / "feature_extractor" / "preprocessor_config.json", dict[str, Any])
     facts = _facts(folder)
     variant = _check_weights(folder, _parts(model, checker))
     return replace(model, family=family, has_safety_checker=has_checker, variant=variant, **facts)
@@ -303,7 +305,9 @@ def _facts(folder: Path) -> dict[str, Any]:
     for needed in ("text_encoder/config.json", "scheduler/scheduler_config.json"):
         _read(folder / needed, dict[str, Any])
     tokenizer = folder / "tokenizer"
-    if not (tokenizer / "tokenizer.json").exists() and not all((tokenizer / f).exists() for f in ("vocab.json", "merges.txt")):
+    if (tokenizer / "tokenizer.json").exists():
+        _read(tokenizer / "tokenizer.json", dict[str, msgspec.Raw])
+    elif not all((tokenizer / f).exists() for f in ("vocab.json", "merges.txt")):
         raise Incomplete(f"{folder} has no tokenizer", "a model's folder has the layout that diffusers saves")
     sample = unet.sample_size or 64
     height, width = sample if isinstance(sample, tuple) else (sample, sample)
@@ -538,10 +542,18 @@ def _of_cache(model: Model, checker: bool) -> Model:
     if folder is None:
         return model
     try:
-        return _of_folder(replace(model, path=folder, commit=folder.name), checker)
+        return _of_snapshot(model, folder, checker)
     except Incomplete:
         # A download that was interrupted, or that another program made: `fetch` goes on with it.
         return model
+
+
+def _of_snapshot(model: Model, folder: Path, checker: bool) -> Model:
+    """Fill in what a folder in the hub's cache says; what is bad in it can be downloaded again."""
+    try:
+        return _of_folder(replace(model, path=folder, commit=folder.name), checker)
+    except Incomplete:
+        raise
     except BadInput as error:
         raise BadInput(error.message, f"`hf cache rm model/{model.repo}` lets it be downloaded again") from error
 
@@ -554,7 +566,7 @@ def fetch(model: Model, *, safety_checker: bool, say: Say) -> Model:
     """
     if model.path is None:
         folder = _download(model, lambda names: wanted_files(names, model, safety_checker=safety_checker), say)
-        model = _with_defaults(_of_folder(replace(model, path=folder, commit=folder.name), safety_checker))
+        model = _with_defaults(_of_snapshot(model, folder, safety_checker))
     elif model.configs is None:
         places = f"looked in {model.path.with_suffix('')}/, {model.path.parent}/ and the hub's cache"
         default = Weights(name=f"the configuration of {model.name} ({places})", repo=DEFAULT)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sdcli.errors import CannotCreateOutput, OutputFailed, SdcliError, UsageError, nearest
+from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed, SdcliError, UsageError, nearest
 from sdcli.metadata import check_format
 from sdcli.options import meta
 from sdcli.record import Record
@@ -315,7 +315,7 @@ def _check_folder(folder: Path) -> None:
 def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
     """Write a picture's file to where it goes; return its path, None for stdout.
 
-    Raises CannotCreateOutput and OutputFailed; a closed pipe's BrokenPipeError is left to the caller.
+    Raises CannotCreateOutput and OutputFailed; and ClosedPipe.
     """
     if destination.kind == "stdout":
         _to_stdout(data)
@@ -429,7 +429,7 @@ def _to_stdout(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        raise
+        raise ClosedPipe from None
     except OSError as error:
         raise _failure(error, Path("stdout")) from error
 

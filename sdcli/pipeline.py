@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sdcli.record import (
     job_id,
     pixels_of,
 )
-from sdcli.request import GenerationRequest
+from sdcli.request import GenerationRequest, draw_seed
 
 # Set before transformers is imported: it tells of packages that are not missed here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -60,11 +61,13 @@ def _quiet(_: str) -> None:
     """Say nothing."""
 
 
+@cache
 def import_libraries() -> None:
     """Import torch, diffusers and transformers, without the garbage collector looking at each new object.
 
     The imports make some millions of objects that live as long as the process: looking for garbage among them, again
-    and again, took a fifth of the start (measured). Freezing sets them aside for good.
+    and again, is a quarter of a plain script's start (benchmarks/README.md). Freezing sets them aside for good. Once:
+    a model that is loaded by then would be set aside with them. The collector is then on again, for a long batch.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -120,20 +123,15 @@ def cpu_has_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def load(
-    model: Model,
-    spec: ModelSpec | None = None,
-    plan: DevicePlan | None = None,
-    *,
-    say: Say = _quiet,
-) -> Pipeline:
+def load(spec: ModelSpec | str, plan: DevicePlan | None = None, *, say: Say = _quiet) -> Pipeline:
     """Load a model onto the device that `plan` means; `say` is told of downloads and fall-backs.
 
-    Raises ModelUnavailable, BadInput for weights that can't be read, UsageError for a device that is not there.
+    Raises what `models.find` and `models.fetch` raise, BadInput for weights that can't be read, OutOfMemory, and
+    UsageError for a device that is not there.
     """
     began = time.monotonic()
-    spec, plan = spec or ModelSpec(model=model.name), plan or DevicePlan()
-    model = models.fetch(model, safety_checker=spec.safety_checker, say=say)
+    spec, plan = ModelSpec(model=spec) if isinstance(spec, str) else spec, plan or DevicePlan()
+    model = models.fetch(models.find(spec), safety_checker=spec.safety_checker, say=say)
     # Hashing reads the files that loading reads next, on another core.
     with ThreadPoolExecutor(1) as pool:
         hashed = pool.submit(models.hashes, model)
@@ -162,6 +160,7 @@ def load(
 def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
     """Load a model's components from this machine, with no connection."""
     from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
 
     # The checker is loaded apart: what older models say of it names classes that transformers no longer has.
     parts: dict[str, Any] = {"requires_safety_checker": False, "safety_checker": None, "feature_extractor": None}
@@ -170,20 +169,28 @@ def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
         if model.vae is not None:
             parts["vae"] = _load_vae(model.vae, dtype)
         if model.single_file:
-            return StableDiffusionPipeline.from_single_file(
+            pipe = StableDiffusionPipeline.from_single_file(
                 str(model.path), config=str(model.config), dtype=dtype, local_files_only=True, **parts
             )
-        pipe = StableDiffusionPipeline.from_pretrained(
-            model.path, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True, **parts
-        )
+        else:
+            parts["text_encoder"] = _load_whole(CLIPTextModel, model, "text_encoder", dtype)
+            pipe = StableDiffusionPipeline.from_pretrained(
+                model.path, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True, **parts
+            )
         if checker:
             _load_checker(pipe, model, dtype)
-        return pipe
+    except SdcliError:
+        raise
     except Exception as error:
         if out_of_memory(error):
             raise OutOfMemory(f"{model.name} does not fit into memory", "try --dtype bf16, or a smaller model") from error
-        text = " ".join(str(error).split())
-        raise BadInput(f"{model.name} can't be loaded: {text[:300]}", "fetch it again, or name another model") from error
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
+        if isinstance(error, NotImplementedError) and "meta tensor" in reason:
+            reason = "weights are missing in it"
+        raise BadInput(f"{model.name} can't be loaded: {reason}", "fetch it again, or name another model") from error
+    for part in ("text_encoder", "unet", "vae"):
+        _check_whole(model, part, [name for name, p in getattr(pipe, part).named_parameters() if p.is_meta])
+    return pipe
 
 
 def _load_vae(vae: Weights, dtype: Any) -> Any:
@@ -196,15 +203,32 @@ def _load_vae(vae: Weights, dtype: Any) -> Any:
     )
 
 
+def _load_whole(kind: Any, model: Model, part: str, dtype: Any) -> Any:
+    """Load a component of transformers, which fills weights that are missing with random ones and says nothing."""
+    assert model.path is not None
+    loaded, told = kind.from_pretrained(
+        model.path / part, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    _check_whole(model, part, sorted(told["missing_keys"]))
+    return loaded
+
+
+def _check_whole(model: Model, part: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise BadInput(
+            f"{model.name} can't be loaded: its {part} lacks weights ({len(missing)}; the first is {missing[0]})",
+            "fetch it again, or name another model",
+        )
+
+
 def _load_checker(pipe: Any, model: Model, dtype: Any) -> None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
     assert model.path is not None
     pipe.register_modules(
-        safety_checker=StableDiffusionSafetyChecker.from_pretrained(
-            model.path / "safety_checker", dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True
-        ),
+        safety_checker=_load_whole(StableDiffusionSafetyChecker, model, "safety_checker", dtype),
         feature_extractor=CLIPImageProcessor.from_pretrained(model.path / "feature_extractor", local_files_only=True),
     )
 
@@ -277,12 +301,12 @@ class Pipeline:
     ) -> Iterator[GeneratedImage]:
         """Draw requests in their order, up to `batch_size` neighbours that can share a pass at once.
 
-        Each request needs its seed. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values
+        A request without a seed gets one. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values
         were not finite; the pictures before it have been yielded.
         """
         templates = templates or [None] * len(requests)
         tags = tags or [{}] * len(requests)
-        resolved = [resolve(r, self.model) for r in requests]
+        resolved = [_seeded(resolve(r, self.model)) for r in requests]
         start = 0
         while start < len(resolved):
             end = start + 1
@@ -564,8 +588,12 @@ def _shape(request: GenerationRequest) -> tuple[Any, ...]:
     return tuple(getattr(request, f) for f in request.__struct_fields__ if f not in varies)
 
 
+def _seeded(request: GenerationRequest) -> GenerationRequest:
+    return msgspec.structs.replace(request, seed=draw_seed()) if request.seed in (None, -1) else request
+
+
 def _seed(request: GenerationRequest) -> int:
-    assert request.seed is not None and request.seed >= 0, "a request is drawn with its seed"
+    assert request.seed is not None
     return request.seed
 
 

@@ -183,7 +183,7 @@ def _little_memory() -> str:
 
 def test_out_of_memory_goes_down_the_ladder(probe: object, tmp_path: Path) -> None:
     """Decoding 1600 x 1600 at once takes more than is there; in tiles it does not."""
-    code = _little_memory().format(room=300, more=["--size", "1600x1600", "--threads", "1"])
+    code = _little_memory().format(room=600, more=["--size", "1600x1600", "--threads", "1"])
     done = probe(code)  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
     record = record_of(tmp_path / "big.png")
@@ -192,7 +192,7 @@ def test_out_of_memory_goes_down_the_ladder(probe: object, tmp_path: Path) -> No
 
 
 def test_out_of_memory_after_all(probe: object, tmp_path: Path) -> None:
-    code = _little_memory().format(room=100, more=["--size", "4096x4096", "--threads", "1"])
+    code = _little_memory().format(room=300, more=["--size", "1600x1600", "--threads", "1"])
     done = probe(code)  # type: ignore[operator]
     assert done.returncode == 75, done.stderr
     event = json.loads(done.stdout.splitlines()[-1])
@@ -261,3 +261,9 @@ def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, check=False, timeout=240)
     os.close(write)
     assert done.returncode == 141 and done.stderr == b""
+    read, write = os.pipe()
+    os.close(read)
+    for argv in (["schedulers"], ["generate", "--help"]):
+        done = subprocess.run([sys.executable, "-m", "sdcli", *argv], stdout=write, stderr=subprocess.PIPE, check=False, timeout=60)
+        assert done.returncode == 141 and done.stderr == b""
+    os.close(write)

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from sdcli import device, models, output, pipeline, schedulers, settings
-from sdcli.cli.main import app, screen
+from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -81,7 +81,8 @@ def generate(
     results.to_stdout = where.kind == "stdout"
     screen.say(f"loading {model.name} ...")
 
-    loaded = pipeline.load(model, spec, plan, say=screen.say)
+    with leaving_at_once():
+        loaded = pipeline.load(spec, plan, say=screen.say)
     for field, reason in loaded.decision.reasons.items():
         screen.say(f"{field}: {getattr(loaded.decision, field)} ({reason})", level=1)
     runner.run(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any
 
@@ -16,11 +15,10 @@ import typer
 
 from sdcli import __version__
 from sdcli.cli.screen import Screen
-from sdcli.errors import BUG, Interrupted, OutputFailed, SdcliError, UsageError
+from sdcli.errors import BUG, ClosedPipe, Interrupted, OutputFailed, SdcliError, UsageError
 
 app = typer.Typer(
     name="sdcli",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
@@ -49,8 +47,6 @@ def sdcli(
 def entry() -> None:
     """The console script. Leaves without Python's tidying up, which takes a tenth of a short run, once all is flushed."""
     signal.signal(signal.SIGTERM, _terminate)
-    # No garbage worth looking for is made before a picture is drawn; `import_libraries` says more.
-    gc.disable()
     code = main(sys.argv[1:])
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
@@ -62,27 +58,27 @@ def entry() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run a command line; return its exit code."""
     screen.verbosity = 0
+    interrupted = 128 + signal.SIGINT
     try:
         # A command's rooms are imported when it is called for.
         _import_commands(argv)
-        done = app(args=list(argv), prog_name="sdcli", standalone_mode=False)
-        sys.stdout.flush()
-        return done if isinstance(done, int) else 0
+        code = app(args=list(argv), prog_name="sdcli", standalone_mode=False)
+        # Typer makes this code, and no word, of Ctrl-C.
+        return _fail(Interrupted(signal.SIGINT), argv) if code == interrupted else code or 0
     except KeyboardInterrupt:
         return _fail(Interrupted(signal.SIGINT), argv)
+    except ClosedPipe as error:
+        return _closed_pipe(error)
     except SdcliError as error:
         return _fail(error, argv)
-    except BrokenPipeError:
-        return _closed_pipe()
-    except typer.Abort:
-        return _fail(Interrupted(signal.SIGINT), argv)
+    except SystemExit:
+        # So Typer ends where its own help meets a closed pipe, and nowhere else.
+        return _closed_pipe(ClosedPipe())
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:  # Typer's own word on argv
             command = getattr(getattr(error, "ctx", None), "command_path", "sdcli")
             return _fail(UsageError(usage(), f"`{command} --help` lists what there is"), argv)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            return _fail(OutputFailed(f"stdout can't be written: {error.strerror}", "redirect it elsewhere"), [])
         traceback.print_exc()
         return _fail(Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it with the lines above"), argv)
 
@@ -102,20 +98,48 @@ def _fail(error: SdcliError, argv: Sequence[str]) -> int:
 
         try:
             Results(as_json=True).event(events.error(error))
-        except BrokenPipeError:
-            return _closed_pipe()
+        except ClosedPipe as closed:
+            return _closed_pipe(closed)
+        except OutputFailed:
+            _drop_stdout()  # a full stdout: what happened has been said, and its code stands
+    elif isinstance(error, OutputFailed):
+        _drop_stdout()
     return error.exit_code
 
 
-def _closed_pipe() -> int:
-    # What Python would still flush at its end goes nowhere, in silence.
+def _closed_pipe(error: ClosedPipe) -> int:
+    screen.stop()
+    _drop_stdout()
+    return error.exit_code
+
+
+def _drop_stdout() -> None:
+    """Let what Python would still flush at its end go nowhere, in silence."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
 
 
 def _terminate(number: int, frame: FrameType | None) -> Any:
     raise Interrupted(number)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let a signal end the process here and now, while there is nothing to lose.
+
+    Libraries that are being imported are not ready for an exception out of a signal handler: PyTorch aborts.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        screen.error(Interrupted(number))
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 COMMANDS = ("generate", "schedulers")

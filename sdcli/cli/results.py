@@ -6,6 +6,8 @@ import json
 import sys
 from typing import Any
 
+from sdcli.errors import ClosedPipe, OutputFailed
+
 
 class Results:
     """Prints a run's results: paths a line, NUL-separated, or JSON objects; nothing where stdout carries the picture."""
@@ -24,6 +26,11 @@ class Results:
 
     def line(self, text: str) -> None:
         """Print one result."""
-        # Paths are bytes to the system: what is no UTF-8 goes out as it came in.
-        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + (b"\0" if self.print0 else b"\n"))
-        sys.stdout.buffer.flush()
+        try:
+            # Paths are bytes to the system: what is no UTF-8 goes out as it came in.
+            sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + (b"\0" if self.print0 else b"\n"))
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise ClosedPipe from None
+        except OSError as error:
+            raise OutputFailed(f"stdout can't be written: {error.strerror}", "redirect it elsewhere") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from sdcli.request import GenerationRequest
+from sdcli.request import GenerationRequest, draw_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +21,6 @@ class Job:
     template: str | None = None
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
-
-
-def draw_seed() -> int:
-    """Return a fresh 32-bit seed."""
-    return secrets.randbits(32)
 
 
 def of_prompts(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sdcli import metadata, output
-from sdcli.errors import SOME_FAILED, Interrupted, OutOfMemory, OutputFailed, SdcliError
+from sdcli.errors import SOME_FAILED, ClosedPipe, Interrupted, OutOfMemory, OutputFailed, SdcliError
 from sdcli.jobs import events
 from sdcli.jobs.jobs import Job
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sdcli.record import GeneratedImage
 
 # What ends a run whatever else is left to draw: the next job would meet it too.
-ENDS_ALL = (OutputFailed, OutOfMemory, Interrupted)
+ENDS_ALL = (OutputFailed, OutOfMemory, Interrupted, ClosedPipe)
 
 
 class Watcher(Protocol):
