@@ -153,7 +153,7 @@ def find(spec: ModelSpec) -> Model:
     try:
         known = ALIASES.get(spec.model)
         if known is None or known.repo is None:
-            named = _named(DEMO, demo_folder()) if known else _locate(spec.model, "model", AT_ONCE)
+            named = Weights(name=DEMO, path=demo_folder()) if known else _locate(spec.model, "model", AT_ONCE)
         else:
             named = Weights(name=spec.model, repo=known.repo)
         vae = _find_vae(spec.vae) if spec.vae is not None else None
@@ -169,10 +169,6 @@ def _with_defaults(model: Model) -> Model:
     return replace(model, defaults=(model.family.defaults if model.family else {}) | model.defaults)
 
 
-def _named(name: str, path: Path) -> Weights:
-    return Weights(name=name, path=path)
-
-
 def _locate(name: str, what: str, hint: str) -> Weights:
     """Return what a name means: a file or folder that is there, or a hub id."""
     path = _path(name)
@@ -184,7 +180,7 @@ def _locate(name: str, what: str, hint: str) -> Weights:
             )
         if not path.exists():
             raise InputMissing(f"there is no {what} at {name}", hint)
-        return _named(name, path)
+        return Weights(name=name, path=path)
     repo, _, revision = name.partition("@")
     if repo.count("/") != 1:
         raise ModelUnavailable(f"there is no {what} called {name}{nearest(name, ALIASES)}", hint)
@@ -589,7 +585,8 @@ def _download(wanted: Weights, choose: Callable[[Sequence[str]], list[str]], say
         info = HfApi().model_info(repo, revision=wanted.revision, files_metadata=True, timeout=PATIENCE)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
     files = choose(list(sizes))
-    say(f"downloading {repo} ({_bytes(sum(sizes[f] for f in files))}) into the hub's cache")
+    missing = sum(sizes[f] for f in files if _cached(repo, info.sha, f) is None)
+    say(f"downloading {repo} ({_bytes(missing)}) into the hub's cache")
     with _hub_errors(wanted):
         # By its name and not by the commit, so that the cache learns what the name means: the next run asks nobody.
         return Path(snapshot_download(repo, revision=wanted.revision, allow_patterns=files))

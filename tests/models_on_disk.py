@@ -146,7 +146,7 @@ def _as_conv(key: str, tensor: Any) -> Any:
 
 def configuration(folder: Path, to: Path) -> Path:
     """Copy what a model's folder has besides the weights."""
-    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors")))
+    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True))
 
 
 # The safety checker

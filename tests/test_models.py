@@ -13,10 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from sdcli import models
+from sdcli.record import ModelRecord, job_id
+from sdcli.request import GenerationRequest
 from tests import hub as hubs
 from tests import models_on_disk as disk
 from tests.conftest import Outcome, Sdcli, pixels, record_of
@@ -124,6 +127,7 @@ LOOKED_AT: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "a misspelt alias": (lambda _: ["--model", "dmeo"], 69, ("did you mean demo?", "--model demo")),
     "no name": (lambda _: ["--model", ""], 69, ("--model demo",)),
     "no hub's name": (lambda _: ["--model", "some one/model"], 69, ("some one/model", "--model demo")),
+    "a name that is too long": (lambda _: ["--model", "/" + "long" * 100], 65, ("longlong",)),
     "a pickle": (fifo, 65, ("pickle", ".safetensors")),
     "an empty folder": (lambda p: ["--model", str(p)], 65, ("model_index.json",)),
     "a garbled index": (model(lambda f: (f / "model_index.json").write_text("{")), 65, ("model_index.json",)),
@@ -377,9 +381,13 @@ def test_a_revision_in_half_precision_with_its_checker_and_another_autoencoder(
     got = {name for name in hub.downloaded("org/halves") if name.endswith(".safetensors")}
     assert got == {*files, "safety_checker/model.fp16.safetensors"}, "not the autoencoder that is not used"
     assert record["flagged"] is True
-    assert [line for line in done.stderr.splitlines() if line.startswith("downloading")] == [
-        line for line in done.stderr.splitlines() if "org/halves" in line or "org/vae (" in line
-    ][1:]
+    said = [line.split(" (")[0] for line in done.stderr.splitlines() if line.startswith("downloading")]
+    assert said == ["downloading org/halves", "downloading org/vae"]
+
+    hub.asked.clear()
+    again = process(*SHORT, "--model", "org/halves@v1", "--vae", "org/vae", "--dry-run", env=env | {"HF_HUB_OFFLINE": "1"})
+    assert again.code == 0 and hub.asked == [], again.stderr
+    assert again.events[0]["id"] == done.events[0]["id"]
 
 
 FETCH = """
@@ -388,20 +396,22 @@ from sdcli import errors, models
 try:
     model = models.fetch(models.find(models.ModelSpec(model=sys.argv[1])), safety_checker=False, say=print)
     print("here", model.commit, model.is_here)
+    assert "torch" not in sys.modules
 except errors.SdcliError as error:
     print(error.exit_code, error.message, error.hint)
 """
 
 
+def fetch(name: str, hub: Hub, folder: Path) -> str:
+    """Fetch a model in a process of its own; return what was said, and how it ended."""
+    env = {**os.environ, **environment(hub, folder / "hf")}
+    command = [sys.executable, "-c", FETCH, name]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=120, check=True).stdout
+
+
 def test_a_download_that_broke_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     repo = hub.repos["org/broken"]
-
-    def fetch() -> str:
-        env = {**os.environ, **environment(hub, tmp_path / "hf")}
-        command = [sys.executable, "-c", FETCH, "org/broken"]
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True).stdout
-
-    said, code = fetch().splitlines()
+    said, code = fetch("org/broken", hub, tmp_path).splitlines()
     assert "downloading org/broken" in said
     assert code.startswith("69 ") and "org/broken" in code and "run it again" in code and "--model demo" in code
     assert repo.dropped and not list((tmp_path / "hf").rglob("snapshots/*/unet/*.safetensors"))
@@ -409,11 +419,26 @@ def test_a_download_that_broke_off_goes_on(hub: Hub, tmp_path: Path) -> None:
 
     repo.drop, repo.dropped = None, False
     hub.asked.clear()
-    assert fetch().splitlines()[-1] == f"here {repo.commit} True"
+    said, ended = fetch("org/broken", hub, tmp_path).splitlines()
+    left = sum(f["size"] for f in repo.files() if f["path"] in hub.downloaded("org/broken"))
+    assert (said, ended) == (f"downloading org/broken ({left / 1e6:.1f} MB) into the hub's cache", f"here {repo.commit} True")
     assert disk.UNET in hub.downloaded("org/broken")
     assert not whole & hub.downloaded("org/broken"), "what was whole is kept"
     hub.asked.clear()
-    assert fetch() == f"here {repo.commit} True\n" and hub.asked == []
+    assert fetch("org/broken", hub, tmp_path) == f"here {repo.commit} True\n" and hub.asked == []
+
+
+def test_the_configuration_of_a_checkpoint_of_1_x_comes_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    """Where none lies beside it: the configuration only, and once."""
+    disk.hollow_checkpoint(tmp_path / "sd.safetensors", width=768)
+    hub.repos[models.DEFAULT] = hub.repos["org/hollow"]
+    hub.asked.clear()
+    said, ended = fetch("sd.safetensors", hub, tmp_path).splitlines()
+    assert said.startswith(f"downloading {models.DEFAULT} (") and ended == "here None True"
+    got = hub.downloaded(models.DEFAULT)
+    assert {"model_index.json", "unet/config.json"} <= got and not [f for f in got if f.endswith(".safetensors")]
+    hub.asked.clear()
+    assert fetch("sd.safetensors", hub, tmp_path) == "here None True\n" and hub.asked == []
 
 
 # Drawing, in this process, with no connection to anywhere
@@ -439,12 +464,12 @@ def draw(sdcli: Sdcli, *argv: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return done.events[0], record_of(done.events[0]["path"])
 
 
-@pytest.mark.parametrize("name", ["one", "."])
+@pytest.mark.parametrize("name", ["one", ""], ids=["folder of its name", "its own folder"])
 def test_a_checkpoint_in_one_file_draws_what_its_folder_draws(
     sdcli: Sdcli, alone: None, demo: Path, tmp_path: Path, name: str
 ) -> None:
     """Its configuration lies in a folder of its name, or in its own."""
-    disk.configuration(demo, tmp_path / name) if name == "one" else os.system(f"cp -r {demo}/* {tmp_path}")
+    disk.configuration(demo, tmp_path / name)
     disk.checkpoint(demo, tmp_path / "one.safetensors")
     of_file, record = draw(sdcli, "--model", "one.safetensors")
     of_folder, _ = draw(sdcli, "--model", str(demo))
@@ -569,6 +594,13 @@ def test_a_checkpoint_with_a_hole(sdcli: Sdcli, alone: None, demo: Path, tmp_pat
 
 
 # Names
+
+
+def test_another_autoencoder_makes_another_id() -> None:
+    request = GenerationRequest(prompt="a star", seed=1)
+    of_hub = ModelRecord(name="m", family="f", repo="org/m", commit="c", files={"unet/model.safetensors": "1"})
+    with_vae = [msgspec.structs.replace(of_hub, files=of_hub.files | {"--vae/vae.safetensors": sha}) for sha in ("2", "3")]
+    assert len({job_id(request, m) for m in (of_hub, *with_vae)}) == 3
 
 
 def test_the_hash_of_a_blob_is_its_name_in_the_cache_and_nowhere_else(tmp_path: Path) -> None:
