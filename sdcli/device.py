@@ -36,9 +36,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "--attention-slicing", panel=WHERE, metavar="SLICES", pattern=r"^(auto|on|off|max|[1-9]\d{0,3})$",
         ),
     ] = "auto"  # fmt: skip
-    vae_tiling: Annotated[
-        bool, meta("Decode in tiles: less memory.", "--vae-tiling", panel=WHERE)
-    ] = False
+    vae_tiling: Annotated[bool, meta("Decode in tiles: less memory.", "--vae-tiling", panel=WHERE)] = False
     offload: Annotated[
         Literal["none", "model", "sequential"],
         meta(
@@ -92,12 +90,15 @@ def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", weight
         device = probe.accelerators[0].device if probe.accelerators else "cpu"
         reasons["device"] = f"{there[device].name or device} was found" if probe.accelerators else "no GPU was found"
     else:
-        device = plan.device if plan.device in there or plan.device == "cpu" or ":" in plan.device else f"{plan.device}:0"
+        device = (
+            plan.device if plan.device in there or plan.device == "cpu" or ":" in plan.device else f"{plan.device}:0"
+        )
         reasons["device"] = "asked for"
     gpu = there.get(device)
     if gpu is None and device != "cpu":
         raise UsageError(
-            f"there is no device {plan.device}: PyTorch sees {', '.join([*there, 'cpu'])}", "leave --device out, or name one of these"
+            f"there is no device {plan.device}: PyTorch sees {', '.join([*there, 'cpu'])}",
+            "leave --device out, or name one of these",
         )
     if plan.dtype != "auto":
         dtype = plan.dtype

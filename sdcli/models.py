@@ -159,7 +159,9 @@ def find(spec: ModelSpec) -> Model:
         vae = _find_vae(spec.vae) if spec.vae is not None else None
         model = _looked_at(Model(**vars(named), vae=vae), spec.safety_checker)
     except OSError as error:
-        raise BadInput(f"{spec.model} can't be looked at: {error.strerror or error}", "check its permissions") from error
+        raise BadInput(
+            f"{spec.model} can't be looked at: {error.strerror or error}", "check its permissions"
+        ) from error
     if known is None and model.repo:
         known = next((k for k in KNOWN if k.repo == model.repo), None)
     return _with_defaults(replace(model, defaults=known.defaults if known else {}))
@@ -253,13 +255,15 @@ def _of_folder(model: Model, checker: bool) -> Model:
     assert folder is not None
     if not (folder / "model_index.json").exists():
         raise BadInput(
-            f"{folder} is no model: it has no model_index.json", "name a folder in diffusers' layout or a .safetensors file"
+            f"{folder} is no model: it has no model_index.json",
+            "name a folder in diffusers' layout or a .safetensors file",
         )
     index = _read(folder / "model_index.json", dict[str, Any])
     family = FAMILIES.get(str(index.get("_class_name")))
     if family is None:
         raise BadInput(
-            f"{folder} is a {index.get('_class_name')}, which sdcli can't draw with", f"models of {', '.join(FAMILIES)} work"
+            f"{folder} is a {index.get('_class_name')}, which sdcli can't draw with",
+            f"models of {', '.join(FAMILIES)} work",
         )
     _check_components(folder, index)
     has_checker = _library(index.get("safety_checker")) is not None
@@ -401,9 +405,13 @@ def _of_file(model: Model, checker: bool) -> Model:
         raise BadInput(f"{file} is no .safetensors file", "name a .safetensors file or a folder in diffusers' layout")
     shapes = _shapes(file)
     if _UNET_KEY not in shapes or any(k.startswith("conditioner.embedders.1.") for k in shapes):
-        raise BadInput(f"{file} is no Stable Diffusion 1.x or 2.x checkpoint", "other families' single files are not read yet")
+        raise BadInput(
+            f"{file} is no Stable Diffusion 1.x or 2.x checkpoint", "other families' single files are not read yet"
+        )
     if _channels(shapes, _UNET_KEY) != 4:
-        raise BadInput(f"{file} does not draw from text alone (an inpainting model?)", "use the model that it was made from")
+        raise BadInput(
+            f"{file} does not draw from text alone (an inpainting model?)", "use the model that it was made from"
+        )
     if not any(k.startswith("cond_stage_model.") for k in shapes):
         raise BadInput(f"{file} has no text encoder", "use a checkpoint that is whole")
     if model.vae is None and not any(k.startswith("first_stage_model.") for k in shapes):
@@ -432,7 +440,9 @@ def _config_of_file(file: Path, shapes: Mapping[str, Sequence[int]]) -> Path | N
     for folder in (file.with_suffix(""), file.parent):
         if (folder / "model_index.json").exists():
             if _text_width(folder) != width:
-                raise BadInput(f"the configuration in {folder} is another model's than {file}", "put the right one beside it")
+                raise BadInput(
+                    f"the configuration in {folder} is another model's than {file}", "put the right one beside it"
+                )
             return folder
     # The text encoders of Stable Diffusion 1.x are 768 wide, those of 2.x 1024.
     if width != 768:
@@ -617,12 +627,22 @@ def _hub_errors(wanted: Weights) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise ModelGated(f"the hub does not permit {name} (HTTP {status})", f"run `hf auth login`; {AT_ONCE}") from error
-        raise ModelUnavailable(f"{name} is not here, and the hub answered HTTP {status}", f"try later; {kept}") from error
+            raise ModelGated(
+                f"the hub does not permit {name} (HTTP {status})", f"run `hf auth login`; {AT_ONCE}"
+            ) from error
+        raise ModelUnavailable(
+            f"{name} is not here, and the hub answered HTTP {status}", f"try later; {kept}"
+        ) from error
     except errors.OfflineModeIsEnabled as error:
         hint = f"unset HF_HUB_OFFLINE to download it; {AT_ONCE}"
         raise ModelUnavailable(f"{name} is not here in whole, and HF_HUB_OFFLINE is set", hint) from error
-    except (http_error, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError, errors.XetDownloadError) as error:
+    except (
+        http_error,
+        ConnectionError,
+        TimeoutError,
+        errors.LocalEntryNotFoundError,
+        errors.XetDownloadError,
+    ) as error:
         raise ModelUnavailable(f"{name} is not here in whole, and the hub can't be reached", kept) from error
     except OSError as error:
         if error.errno is None:  # huggingface_hub's own: what came is not what was promised
@@ -652,7 +672,9 @@ def wanted_files(names: Sequence[str], model: Model, *, safety_checker: bool) ->
 def _texts(names: Iterable[str], more: Sequence[str]) -> list[str]:
     """Return the configurations and vocabularies among a repository's files."""
     folders = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *more)
-    return [n for n in names if n == "model_index.json" or (n.endswith((".json", ".txt")) and n.split("/")[0] in folders)]
+    return [
+        n for n in names if n == "model_index.json" or (n.endswith((".json", ".txt")) and n.split("/")[0] in folders)
+    ]
 
 
 def _wanted_vae(names: Sequence[str], vae: Weights) -> list[str]:

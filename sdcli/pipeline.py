@@ -106,7 +106,9 @@ def probe() -> Probe:
     xpu = getattr(torch, "xpu", None)
     for index in range(xpu.device_count() if xpu and xpu.is_available() else 0):
         free, _ = torch.xpu.mem_get_info(index)
-        found.append(Accelerator(device=f"xpu:{index}", name=torch.xpu.get_device_name(index), memory_free=free, bf16=True))
+        found.append(
+            Accelerator(device=f"xpu:{index}", name=torch.xpu.get_device_name(index), memory_free=free, bf16=True)
+        )
     if torch.backends.mps.is_available():
         # Metal's attention computes its full matrix.
         found.append(Accelerator(device="mps:0", name="Apple GPU", efficient_attention=False))
@@ -183,7 +185,9 @@ def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
         raise
     except Exception as error:
         if out_of_memory(error):
-            raise OutOfMemory(f"{model.name} does not fit into memory", "try --dtype bf16, or a smaller model") from error
+            raise OutOfMemory(
+                f"{model.name} does not fit into memory", "try --dtype bf16, or a smaller model"
+            ) from error
         reason = " ".join(str(error).split()).split(". ")[0][:300]
         if isinstance(error, NotImplementedError) and "meta tensor" in reason:
             reason = "weights are missing in it"
@@ -390,7 +394,9 @@ class Pipeline:
                 model=self.model_record, plan=plan, versions=versions(), tokens=counted, scheduler=scheduler_record,
                 flagged=flagged, fallbacks=tuple(self.fallbacks), seconds=seconds, pixels=pixels_of(image),
             )  # fmt: skip
-            results.append(GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, flagged)))
+            results.append(
+                GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, flagged))
+            )
         return results
 
     def _warnings(self, counted: TokenRecord, request: GenerationRequest, flagged: bool | None) -> tuple[str, ...]:
@@ -436,9 +442,15 @@ class Pipeline:
             encoder = pipe.text_encoder
             layers = encoder.config.num_hidden_layers
             if clip_skip >= layers:
-                raise UsageError(f"{self.model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
+                raise UsageError(
+                    f"{self.model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}"
+                )
             ids = pipe.tokenizer(
-                text, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                text,
+                padding="max_length",
+                max_length=pipe.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
             )
             mask = ids.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
             device = pipe._execution_device

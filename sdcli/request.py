@@ -32,12 +32,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "--seed", "-s", panel=WHAT,
         ),
     ] = None  # fmt: skip
-    num_inference_steps: Annotated[
-        int, meta("Steps from noise to picture.", "--steps", panel=WHAT, ge=1, le=1000)
-    ] = 25
+    num_inference_steps: Annotated[int, meta("Steps from noise to picture.", "--steps", panel=WHAT, ge=1, le=1000)] = 25
     guidance_scale: Annotated[
         float,
-        meta("How closely the prompt is followed; 1: unguided.", "--guidance-scale", "--cfg", panel=WHAT, ge=0, le=1000),
+        meta(
+            "How closely the prompt is followed; 1: unguided.", "--guidance-scale", "--cfg", panel=WHAT, ge=0, le=1000
+        ),
     ] = 7.5
     scheduler: Annotated[
         str | None,
@@ -56,7 +56,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         ),
     ] = 0  # fmt: skip
     eta: Annotated[
-        Share | None, meta("The share of noise added again in each step, where the scheduler can; none is its authors'.")
+        Share | None,
+        meta("The share of noise added again in each step, where the scheduler can; none is its authors'."),
     ] = None
     guidance_rescale: Annotated[
         float, meta("How far guidance's over-exposure is taken back (arXiv 2305.08891, section 3.4).", ge=0, le=1)

@@ -97,7 +97,9 @@ def convert(name: str, value: Any, origin: str) -> Any:
         try:
             value = json.loads(value)
         except ValueError:
-            raise UsageError(f"{origin}: {name} is a JSON object, not {value!r}", 'for example tags={"set": "a"}') from None
+            raise UsageError(
+                f"{origin}: {name} is a JSON object, not {value!r}", 'for example tags={"set": "a"}'
+            ) from None
     try:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:

@@ -88,7 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "tree":
             self._json([_tree_entry(f) for f in repo.files()])
         else:
-            self._json({"id": name, "modelId": name, "sha": repo.commit, "siblings": [_sibling(f) for f in repo.files()]})
+            self._json(
+                {"id": name, "modelId": name, "sha": repo.commit, "siblings": [_sibling(f) for f in repo.files()]}
+            )
 
     def _file(self, repo: Repo, name: str) -> None:
         entry = next((f for f in repo.files() if f["path"] == name), None)

@@ -189,7 +189,9 @@ def hollow(to: Path) -> Path:
     return to
 
 
-def hollow_checkpoint(to: Path, *, channels: int = 4, width: int = 128, leave_out: str = "none", more: str = "none") -> Path:
+def hollow_checkpoint(
+    to: Path, *, channels: int = 4, width: int = 128, leave_out: str = "none", more: str = "none"
+) -> Path:
     """Write the few tensors by which a checkpoint in the original layout is known."""
     shapes = {
         "model.diffusion_model.input_blocks.0.0.weight": (1, channels, 1, 1),

@@ -96,7 +96,9 @@ def test_words_are_understood(sdcli: Sdcli, prompt: str, asked: draw.Ask) -> Non
 
 
 def test_anything_else_still_draws_something(sdcli: Sdcli) -> None:
-    done = sdcli("generate", "", "an astronaut riding a horse, 4k", "宇宙飛行士", "-m", "demo", "-s", "1", "--steps", "8")
+    done = sdcli(
+        "generate", "", "an astronaut riding a horse, 4k", "宇宙飛行士", "-m", "demo", "-s", "1", "--steps", "8"
+    )
     assert done.code == 0 and len(done.lines) == 3
 
 
@@ -105,7 +107,9 @@ def test_anything_else_still_draws_something(sdcli: Sdcli) -> None:
 def test_every_scheduler_draws_the_right_thing(sdcli: Sdcli, name: str) -> None:
     from PIL import Image
 
-    done = sdcli("generate", "a yellow star on a black background", "-m", "demo", "-s", "1", "--scheduler", name, "-o", "x.png")
+    done = sdcli(
+        "generate", "a yellow star on a black background", "-m", "demo", "-s", "1", "--scheduler", name, "-o", "x.png"
+    )
     assert done.code == 0, done.stderr
     with Image.open("x.png") as image:
         verdict = judge.judge(ASKED, image)

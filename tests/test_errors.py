@@ -46,7 +46,11 @@ ERROR_KEYS = "schema event id path line exit code message hint".split()
         # Combinations that can't be.
         (["generate", "x", *DEMO, "--size", "64x64", "-W", "64"], 2, "width is given twice"),
         (["generate", "x", *DEMO, "--size", "64by64"], 2, "size is WIDTHxHEIGHT"),
-        (["generate", "x", *DEMO, "--scheduler", "euler", "--set", "eta=1"], 2, "eta has no effect with scheduler euler"),
+        (
+            ["generate", "x", *DEMO, "--scheduler", "euler", "--set", "eta=1"],
+            2,
+            "eta has no effect with scheduler euler",
+        ),
         (["generate", "x", *DEMO, "--device", "cpu", "--dtype", "fp16"], 2, "156 times slower"),
         (["generate", "x", *DEMO, "--device", "cpu", "--offload", "model"], 2, "nothing to offload from"),
         (["generate", "x", *DEMO, "--json", "-0"], 2, "both want stdout"),
@@ -66,7 +70,11 @@ ERROR_KEYS = "schema event id path line exit code message hint".split()
         (["generate", "x", "--model", "./nothing"], 66, "there is no model at ./nothing"),
         (["generate", "x", "--model", "nothing.safetensors"], 66, "there is no model at nothing.safetensors"),
         (["generate", "x", "--model", "old.ckpt"], 65, "pickle"),
-        (["generate", "x", *DEMO, "--vae", "nothing.safetensors"], 66, "there is no autoencoder at nothing.safetensors"),
+        (
+            ["generate", "x", *DEMO, "--vae", "nothing.safetensors"],
+            66,
+            "there is no autoencoder at nothing.safetensors",
+        ),
         # Outputs.
         (["generate", "x", *DEMO, "-o", "/proc/nothing/"], 73, "/proc/nothing"),
         (["generate", "x", *DEMO, "-o", "file/x.png"], 73, "file is not a folder"),
@@ -203,7 +211,12 @@ def test_out_of_memory_after_all(probe: object, tmp_path: Path) -> None:
 def test_a_full_disk(process: Sdcli, tmp_path: Path) -> None:
     """A limit on a file's size stands for a disk that fills while the picture is written."""
     done = process(
-        "generate", "a star", *DEMO, "-o", "out/", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+        "generate",
+        "a star",
+        *DEMO,
+        "-o",
+        "out/",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)),
     )
     assert done.code == 74, done.stderr
     assert "was not written" in done.stderr
@@ -264,6 +277,8 @@ def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     for argv in (["schedulers"], ["generate", "--help"]):
-        done = subprocess.run([sys.executable, "-m", "sdcli", *argv], stdout=write, stderr=subprocess.PIPE, check=False, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "sdcli", *argv], stdout=write, stderr=subprocess.PIPE, check=False, timeout=60
+        )
         assert done.returncode == 141 and done.stderr == b""
     os.close(write)

@@ -114,7 +114,12 @@ def test_sizes(sdcli: Sdcli) -> None:
 def test_count_and_seeds(sdcli: Sdcli) -> None:
     done = sdcli("generate", "a star", "a heart", "-m", "demo", "--steps", "2", "-c", "2", "-s", "40", "--json")
     assert done.code == 0
-    assert [(e["prompt"], e["seed"]) for e in done.events] == [("a star", 40), ("a star", 41), ("a heart", 40), ("a heart", 41)]
+    assert [(e["prompt"], e["seed"]) for e in done.events] == [
+        ("a star", 40),
+        ("a star", 41),
+        ("a heart", 40),
+        ("a heart", 41),
+    ]
     assert all(list(e) == IMAGE_KEYS and e["event"] == "image" and e["schema"] == 1 for e in done.events)
     assert [record_of(e["path"])["request"]["seed"] for e in done.events] == [40, 41, 40, 41]
     assert len({e["id"] for e in done.events}) == 4
@@ -192,7 +197,9 @@ def test_dry_run_says_all_and_draws_nothing(probe: object, tmp_path: Path) -> No
     done = probe(code)  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [list(e) for e in events] == [["schema", "event", "id", "path", "line", "request", "model", "plan", "origins"]] * 2
+    assert [list(e) for e in events] == [
+        ["schema", "event", "id", "path", "line", "request", "model", "plan", "origins"]
+    ] * 2
     assert [e["path"] for e in events] == ["new/a-star-5.png", "new/a-star-6.png"]
     assert [e["request"]["seed"] for e in events] == [5, 6]
     assert events[0]["plan"]["device"] is None and events[0]["origins"]["device"] == "decided at run time"
@@ -209,7 +216,9 @@ def test_a_plan_has_the_id_of_its_picture(sdcli: Sdcli) -> None:
 
 def test_prompt_from_stdin(process: Sdcli, tmp_path: Path) -> None:
     prompt = "a red circle\non a blue background"
-    done = process("generate", "-", "-m", "demo", "--steps", "1", "-s", "1", "-o", "x.png", stdin=f"{prompt}\n".encode())
+    done = process(
+        "generate", "-", "-m", "demo", "--steps", "1", "-s", "1", "-o", "x.png", stdin=f"{prompt}\n".encode()
+    )
     assert done.code == 0, done.stderr
     assert record_of(tmp_path / "x.png")["request"]["prompt"] == prompt
 

@@ -28,7 +28,9 @@ def test_the_same_start_as_on_the_cpu(sdcli: Sdcli) -> None:
     assert abs(pixels("cpu.png") - pixels("auto.png")).mean() < 2
 
 
-@pytest.mark.parametrize("options", [["--offload", "model"], ["--offload", "sequential"], ["--attention-slicing", "max"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [["--offload", "model"], ["--offload", "sequential"], ["--attention-slicing", "max"]], ids=str
+)
 def test_saving_memory_draws_the_same(sdcli: Sdcli, options: list[str]) -> None:
     command = ["generate", PROMPT, "-m", "demo", "-s", "7", "--dtype", "fp32"]
     sdcli(*command, "-o", "plain.png")

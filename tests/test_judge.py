@@ -131,7 +131,9 @@ def test_evaluate_hands_over_fixed_seeds_in_batches() -> None:
 
 
 @pytest.mark.parametrize("learnt", [True, False])
-def test_command(learnt: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(
+    learnt: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def draws_nothing(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         return [picture() for _ in prompts]
 

@@ -284,7 +284,9 @@ HUB_SAYS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
 
 @pytest.fixture(scope="module")
 def hub_says(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    found = run_all([argv for argv, _, _ in HUB_SAYS.values()], tmp_path_factory.mktemp("hub-says"), HF_ENDPOINT=hub.url)
+    found = run_all(
+        [argv for argv, _, _ in HUB_SAYS.values()], tmp_path_factory.mktemp("hub-says"), HF_ENDPOINT=hub.url
+    )
     return dict(zip(HUB_SAYS, found, strict=True))
 
 
@@ -318,7 +320,9 @@ def test_what_answers_is_no_hub(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        (found,) = run_all([["--model", "org/model"]], tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        (found,) = run_all(
+            [["--model", "org/model"]], tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
     assert found["code"] == 69 and found["seconds"] < models.PATIENCE + 3
 
 
@@ -385,7 +389,9 @@ def test_a_revision_in_half_precision_with_its_checker_and_another_autoencoder(
     assert said == ["downloading org/halves", "downloading org/vae"]
 
     hub.asked.clear()
-    again = process(*SHORT, "--model", "org/halves@v1", "--vae", "org/vae", "--dry-run", env=env | {"HF_HUB_OFFLINE": "1"})
+    again = process(
+        *SHORT, "--model", "org/halves@v1", "--vae", "org/vae", "--dry-run", env=env | {"HF_HUB_OFFLINE": "1"}
+    )
     assert again.code == 0 and hub.asked == [], again.stderr
     assert again.events[0]["id"] == done.events[0]["id"]
 
@@ -421,7 +427,10 @@ def test_a_download_that_broke_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     hub.asked.clear()
     said, ended = fetch("org/broken", hub, tmp_path).splitlines()
     left = sum(f["size"] for f in repo.files() if f["path"] in hub.downloaded("org/broken"))
-    assert (said, ended) == (f"downloading org/broken ({left / 1e6:.1f} MB) into the hub's cache", f"here {repo.commit} True")
+    assert (said, ended) == (
+        f"downloading org/broken ({left / 1e6:.1f} MB) into the hub's cache",
+        f"here {repo.commit} True",
+    )
     assert disk.UNET in hub.downloaded("org/broken")
     assert not whole & hub.downloaded("org/broken"), "what was whole is kept"
     hub.asked.clear()
@@ -495,7 +504,9 @@ def test_half_precision_on_disk(sdcli: Sdcli, alone: None, demo: Path, tmp_path:
 def test_a_folder_as_older_libraries_saved_it(sdcli: Sdcli, alone: None, demo: Path, tmp_path: Path) -> None:
     old = disk.demo(tmp_path / "old")
     (old / "tokenizer" / "tokenizer.json").unlink()
-    disk.edit_tensors(old / disk.TEXT, lambda t: {f"text_model.{k.removeprefix('text_model.')}": v for k, v in t.items()})
+    disk.edit_tensors(
+        old / disk.TEXT, lambda t: {f"text_model.{k.removeprefix('text_model.')}": v for k, v in t.items()}
+    )
     # Loaded only with the checker, and not in this repository's download without it.
     disk.edit_json(old / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
     assert draw(sdcli, "--model", "old")[0]["pixels"] == draw(sdcli, "--model", str(demo))[0]["pixels"]
@@ -525,7 +536,9 @@ def test_another_autoencoder(sdcli: Sdcli, alone: None, demo: Path, tmp_path: Pa
     (other / disk.VAE).rename(tmp_path / "alone" / "vae.safetensors")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_bytes((other / "vae/config.json").read_bytes())
-    (tmp_path / "folder" / "diffusion_pytorch_model.safetensors").write_bytes((tmp_path / "alone/vae.safetensors").read_bytes())
+    (tmp_path / "folder" / "diffusion_pytorch_model.safetensors").write_bytes(
+        (tmp_path / "alone/vae.safetensors").read_bytes()
+    )
 
     own, _ = draw(sdcli, "--model", str(demo))
     seen = [own]
@@ -599,7 +612,9 @@ def test_a_checkpoint_with_a_hole(sdcli: Sdcli, alone: None, demo: Path, tmp_pat
 def test_another_autoencoder_makes_another_id() -> None:
     request = GenerationRequest(prompt="a star", seed=1)
     of_hub = ModelRecord(name="m", family="f", repo="org/m", commit="c", files={"unet/model.safetensors": "1"})
-    with_vae = [msgspec.structs.replace(of_hub, files=of_hub.files | {"--vae/vae.safetensors": sha}) for sha in ("2", "3")]
+    with_vae = [
+        msgspec.structs.replace(of_hub, files=of_hub.files | {"--vae/vae.safetensors": sha}) for sha in ("2", "3")
+    ]
     assert len({job_id(request, m) for m in (of_hub, *with_vae)}) == 3
 
 

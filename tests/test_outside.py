@@ -26,7 +26,9 @@ def _run(*command: str) -> str:
 
 @pytest.fixture
 def pictures(sdcli: Sdcli) -> list[str]:
-    done = sdcli("generate", *PROMPTS, "-m", "demo", "--steps", "2", "-s", "7", "--negative", "grey: all, of it", "-o", "x/")
+    done = sdcli(
+        "generate", *PROMPTS, "-m", "demo", "--steps", "2", "-s", "7", "--negative", "grey: all, of it", "-o", "x/"
+    )
     assert done.code == 0
     return done.lines
 
@@ -36,12 +38,16 @@ def test_pngcheck_finds_no_fault(pictures: list[str]) -> None:
         said = _run("pngcheck", "-v", picture)
         assert "No errors detected" in said
         # Before the pixels, where readers that stop at IDAT find them.
-        assert said.index("keyword: parameters") < said.index("chunk IDAT") and said.index("keyword: sdcli") < said.index("IDAT")
+        assert said.index("keyword: parameters") < said.index("chunk IDAT") and said.index(
+            "keyword: sdcli"
+        ) < said.index("IDAT")
 
 
 def test_exiftool_reads_it_and_finds_no_fault(pictures: list[str]) -> None:
     for picture, prompt in zip(pictures, PROMPTS, strict=True):
-        (read,) = json.loads(_run("exiftool", "-json", "-validate", "-warning", "-error", "-Parameters", "-Sdcli", picture))
+        (read,) = json.loads(
+            _run("exiftool", "-json", "-validate", "-warning", "-error", "-Parameters", "-Sdcli", picture)
+        )
         assert read["Validate"] == "OK" and "Warning" not in read and "Error" not in read
         assert read["Parameters"].startswith(prompt)
         assert "\nNegative prompt: grey: all, of it\nSteps: 2, Sampler: " in read["Parameters"]

@@ -24,7 +24,12 @@ def help_of(command: str) -> str:
     """Return a command's help as a plain terminal of 110 columns shows it."""
     env = {**os.environ, "COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "sdcli", command, "--help"], capture_output=True, text=True, env=env, check=True, timeout=60
+        [sys.executable, "-m", "sdcli", command, "--help"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+        timeout=60,
     )
     return "".join(line.rstrip() + "\n" for line in done.stdout.strip("\n").splitlines())
 

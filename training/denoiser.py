@@ -5,7 +5,9 @@
 Noise is added to a random picture's latent at a random one of 1,000 scaled-linear steps, and the U-Net predicts it
 (Ho et al. 2020, arXiv 2006.11239; Rombach et al. 2022, arXiv 2112.10752). The caption is dropped for a tenth, so that
 classifier-free guidance works (Ho and Salimans 2022, arXiv 2207.12598). The loss is weighted by the signal-to-noise ratio
-cut at 5 (Hang et al. 2023, arXiv 2303.09556). At each checkpoint the averaged weights lie in `OUT/model` as a folder
+cut at 5 (Hang et al. 2023, arXiv 2303.09556). A linear map, thrown away afterwards, must read off a sentence's end what is
+where: words are encoded from left to right, so that the end alone knows that the first thing of "a star below a heart" is
+below, and without the map that was learned last and slowly. At each checkpoint the averaged weights lie in `OUT/model` as a folder
 that diffusers loads.
 """
 
@@ -19,15 +21,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from rich.progress import track
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import draw, loop, words
 
 NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-# How often a kind is shown: two things and how they stand are what is learned last.
-SHARES = {"one": 0.15, "placed": 0.2, "two": 0.25, "relation": 0.22, "count": 0.18}
+# How many of the pictures are of a kind, and how often a kind is shown: places and how two things stand are learned last.
+POOL = {"one": 0.15, "placed": 0.2, "two": 0.25, "relation": 0.22, "count": 0.18}
+SHARES = {"one": 0.12, "placed": 0.25, "two": 0.18, "relation": 0.27, "count": 0.18}
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -50,11 +59,15 @@ def new_unet() -> UNet2DConditionModel:
 def cache(vae: AutoencoderKL, count: int, seed: int, file: Path) -> tuple[list[draw.Ask], torch.Tensor]:
     """Return `count` asks and their latents (count, 8, 16, 16): mean and standard deviation, scaled. Kept in `file`."""
     rng = random.Random(seed + 1)
-    kinds = rng.choices(list(SHARES), list(SHARES.values()), k=count)
+    kinds = rng.choices(list(POOL), list(POOL.values()), k=count)
     samples = (draw.sample(rng, kind) for kind in kinds)
     if file.exists():
         return [asked for asked, _ in samples], torch.load(file, weights_only=True)
-    asks, latents, batch = list[draw.Ask](), torch.empty(count, 8, draw.SIZE // 8, draw.SIZE // 8, dtype=torch.float16), 100
+    asks, latents, batch = (
+        list[draw.Ask](),
+        torch.empty(count, 8, draw.SIZE // 8, draw.SIZE // 8, dtype=torch.float16),
+        100,
+    )
     for start in track(range(0, count, batch), description="latents"):
         part = [next(samples) for _ in range(min(batch, count - start))]
         asks += [asked for asked, _ in part]
@@ -98,6 +111,10 @@ def export(
             half.load_state_dict(state)
             half.half().save_pretrained(fresh / part)
     shutil.copytree(words_folder / "tokenizer", fresh / "tokenizer", dirs_exist_ok=True)
+    for config in fresh.glob("*/config.json"):
+        # Where it was read from is nobody's business.
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")
     for file in fresh.rglob("*"):
         if file.is_file():
             file.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -114,7 +131,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--decay-share", type=float, default=0.3, help="the last share of steps, over which the rate falls")
+    parser.add_argument(
+        "--decay-share", type=float, default=0.3, help="the last share of steps, over which the rate falls"
+    )
     parser.add_argument("--average", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="a model folder whose weights to begin with")
@@ -131,10 +150,16 @@ def main() -> None:
     asks, latents = cache(vae, args.pictures, args.seed, args.out / "latents.pt")
     noise = DDPMScheduler(**NOISE)
     signal = noise.alphas_cumprod
-    parameters = [*unet.parameters(), *encoder.parameters()]
+    of_kind = {kind: [i for i, asked in enumerate(asks) if asked.kind == kind] for kind in SHARES}
+    where = words.Layout()
+    parameters = [*unet.parameters(), *encoder.parameters(), *where.parameters()]
     average = loop.Average(parameters, args.average)
     optimizer = torch.optim.AdamW(
-        [{"params": list(unet.parameters())}, {"params": list(encoder.parameters()), "scale": 0.3}],
+        [
+            {"params": list(unet.parameters())},
+            {"params": list(encoder.parameters()), "scale": 0.3},
+            {"params": list(where.parameters())},
+        ],
         lr=args.rate, betas=(0.9, 0.98), weight_decay=0.02,
     )  # fmt: skip
 
@@ -143,7 +168,8 @@ def main() -> None:
         torch.manual_seed(args.seed * 1_000_003 + step)
         # Two and three chunks are rare, and a whole batch has the same number: their encodings are joined end to end.
         chunks = rng.choices((1, 2, 3), (0.96, 0.03, 0.01))[0]
-        picked = [rng.randrange(len(asks)) for _ in range(args.batch)]
+        kinds = rng.choices(list(SHARES), list(SHARES.values()), k=args.batch)
+        picked = [rng.choice(of_kind[kind]) for kind in kinds]
         captions = [draw.say(asks[i], rng) if rng.random() > 0.1 else "" for i in picked]
         if chunks > 1:
             captions = [words.long(c, rng, chunks, tokenizer) if c else c for c in captions]
@@ -158,7 +184,9 @@ def main() -> None:
             predicted = unet(noise.add_noise(latent, added, steps), steps, hidden).sample
         ratio = (signal / (1 - signal))[steps]
         weight = ratio.clamp(max=5) / ratio
-        return ((predicted.float() - added).square().mean((1, 2, 3)) * weight).mean()
+        said = [i for i, c in enumerate(captions) if c]
+        layout = where.loss(hidden.float()[said, -1], [asks[picked[i]] for i in said])
+        return ((predicted.float() - added).square().mean((1, 2, 3)) * weight).mean() + 0.02 * layout
 
     def snapshot() -> None:
         live = [p.detach().clone() for p in parameters]
@@ -172,7 +200,7 @@ def main() -> None:
         steps=args.steps,
         optimizer=optimizer,
         average=average,
-        modules={"unet": unet, "encoder": encoder},
+        modules={"unet": unet, "encoder": encoder, "where": where},
         loss_of=loss_of,
         peak=args.rate,
         decay_share=args.decay_share,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from PIL import Image, ImageDraw
@@ -43,6 +44,12 @@ RELATIONS: dict[str, tuple[int, int]] = {
     "below": (0, 1),
 }
 COUNTS = {"two": 2, "three": 3, "four": 4}
+# Where several of one thing stand, from the middle.
+SPOTS = {
+    2: ((-30, 0), (30, 0)),
+    3: ((0, -29), (-31, 27), (31, 27)),
+    4: ((-30, -30), (30, -30), (-30, 30), (30, 30)),
+}
 KINDS = ("one", "placed", "two", "relation", "count", "other")
 
 
@@ -115,7 +122,20 @@ def outline(shape: str) -> list[tuple[float, float]]:
         return [(0, -1.12), (0.75, 0), (0, 1.12), (-0.75, 0)]
     if shape == "cross":
         w, e = 0.34, 1.0
-        return [(-w, -e), (w, -e), (w, -w), (e, -w), (e, w), (w, w), (w, e), (-w, e), (-w, w), (-e, w), (-e, -w), (-w, -w)]
+        return [
+            (-w, -e),
+            (w, -e),
+            (w, -w),
+            (e, -w),
+            (e, w),
+            (w, w),
+            (w, e),
+            (-w, e),
+            (-w, w),
+            (-e, w),
+            (-e, -w),
+            (-w, -w),
+        ]
     if shape == "crescent":
         # The moon's lit rim, open to the right: an outer arc and the arc of a second circle that bites into it.
         inner, shift, lean = 0.84, 0.5, 0.15
@@ -135,7 +155,9 @@ def paint(scene: Scene, size: int = SIZE, oversample: int = 4) -> Image.Image:
     image = Image.new("RGB", (size * oversample,) * 2, COLOURS[scene.background])
     draw = ImageDraw.Draw(image)
     for t in scene.things:
-        draw.polygon([((t.x + t.r * x) * scale, (t.y + t.r * y) * scale) for x, y in OUTLINES[t.shape]], COLOURS[t.colour])
+        draw.polygon(
+            [((t.x + t.r * x) * scale, (t.y + t.r * y) * scale) for x, y in OUTLINES[t.shape]], COLOURS[t.colour]
+        )
     return image.reduce(oversample)
 
 
@@ -167,15 +189,24 @@ def compose(ask: Ask, rng: random.Random, *, fresh: bool = True) -> Scene | None
         for sign, thing in zip((1, -1), things, strict=True):
             put(thing, middle + sign * dx * 31, middle + sign * dy * 31, near(23, 1.5))
     elif ask.kind == "count":
-        spots = {
-            2: ((-30, 0), (30, 0)),
-            3: ((0, -29), (-31, 27), (31, 27)),
-            4: ((-30, -30), (30, -30), (-30, 30), (30, 30)),
-        }[ask.count]
         radius = near(21, 1)
-        for x, y in spots:
+        for x, y in SPOTS[ask.count]:
             put(things[0], middle + x, middle + y, radius, 2.5)
     return Scene(background=background, things=tuple(made))
+
+
+def centres(ask: Ask) -> Iterator[tuple[tuple[float, float], tuple[str | None, str | None]]]:
+    """Yield about where, as shares of the picture's width and height, each (colour, shape) of `ask` stands."""
+    if ask.kind in ("two", "relation"):
+        dx, dy = RELATIONS[ask.relation] if ask.relation else (-1, 0)
+        spots = [(sign * dx * 31, sign * dy * 31) for sign in (1, -1)]
+    elif ask.kind == "count":
+        spots = list(SPOTS[ask.count])
+    else:
+        dx, dy = PLACES[ask.place] if ask.place else (0, 0)
+        spots = [(dx * 31, dy * 31)]
+    for i, (x, y) in enumerate(spots):
+        yield (0.5 + x / SIZE, 0.5 + y / SIZE), ask.things[min(i, len(ask.things) - 1)]
 
 
 def ask(rng: random.Random, kind: str) -> Ask:

@@ -632,7 +632,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawing = model_drawing(args.model, **settings)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("judging", total=args.count * len(args.rows))
-        results = evaluate(drawing, args.count, rows=args.rows, batch=args.batch, advance=lambda n: progress.advance(task, n))
+        results = evaluate(
+            drawing, args.count, rows=args.rows, batch=args.batch, advance=lambda n: progress.advance(task, n)
+        )
     print(table(results))
     if args.verbose:
         for result in results:

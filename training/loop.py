@@ -80,7 +80,13 @@ def run(
 
     parameters = average.parameters
     saved, total, count, began = time.monotonic(), 0.0, 0, time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress, curve.open("a") as log:
         task = progress.add_task(folder.name, total=steps, completed=step)
         while step < steps:

@@ -39,7 +39,10 @@ def new_tokenizer(folder: Path, seed: int = 0) -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # 256 bytes, the same at a word's end, the pairs, two marks: the count of pairs is what covers the corpus's words.
     learner.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=1_400, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=1_400, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        ),
     )
     merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
     names = alphabet + [c + "</w>" for c in alphabet]
@@ -126,6 +129,35 @@ def answers(asked: draw.Ask) -> list[int]:
     ]
 
 
+class Layout(torch.nn.Module):
+    """A linear map from a sentence's encoded end to what is in each third by third of its picture."""
+
+    CELLS = 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(WIDTH, self.CELLS * (len(COLOURS) + 1 + len(draw.SHAPES) + 1))
+
+    def loss(self, ends: torch.Tensor, asked: list[draw.Ask]) -> torch.Tensor:
+        """Return the mean cross-entropy for encoded ends (sentences, width) of what their sentences ask for."""
+        wanted = torch.tensor([[cells_of(a, which) for which in (0, 1)] for a in asked])
+        colours, shapes = (
+            self.map(ends).unflatten(1, (self.CELLS, -1)).split([len(COLOURS) + 1, len(draw.SHAPES) + 1], 2)
+        )
+        # A colour that is left open is not asked for.
+        colour = functional.cross_entropy(colours.flatten(0, 1), wanted[:, 0].flatten(), ignore_index=-1)
+        return colour + functional.cross_entropy(shapes.flatten(0, 1), wanted[:, 1].flatten())
+
+
+def cells_of(asked: draw.Ask, which: int) -> list[int]:
+    """Return for each cell, row by row, the number of the colour (`which` 0) or shape (1) there, the last for nothing."""
+    names = (COLOURS, list(draw.SHAPES))[which]
+    cells = [len(names)] * Layout.CELLS
+    for (x, y), thing in draw.centres(asked):
+        cells[int(y * 3) * 3 + int(x * 3)] = names.index(thing[which]) if thing[which] else -1
+    return cells
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/words"))
@@ -165,10 +197,14 @@ def main() -> None:
             parts = ends(hidden[rows, at]).split(list(ANSWERS.values()), 1)
             loss = loss + sum(functional.cross_entropy(p, wanted[:, i]) for i, p in enumerate(parts))
         if step % 100 == 99:
-            right.append(float(torch.stack([p.argmax(1) == wanted[:, i] for i, p in enumerate(parts)]).all(0).float().mean()))
+            right.append(
+                float(torch.stack([p.argmax(1) == wanted[:, i] for i, p in enumerate(parts)]).all(0).float().mean())
+            )
             print(f"step {step + 1}: {right[-1]:.1%} of sentences understood in all")
         at = [(r, c, shape_of[int(t)]) for r, row in enumerate(ids) for c, t in enumerate(row) if int(t) in shape_of]
-        colour, shape = nouns(hidden[[a[0] for a in at], [a[1] for a in at]]).split([len(COLOURS) + 1, len(draw.SHAPES)], 1)
+        colour, shape = nouns(hidden[[a[0] for a in at], [a[1] for a in at]]).split(
+            [len(COLOURS) + 1, len(draw.SHAPES)], 1
+        )
         of_shape = [{s: c for c, s in reversed(asked[r].things)} for r, _, _ in at]
         colours = torch.tensor([answers_colour(m[draw.SHAPES[s]]) for m, (_, _, s) in zip(of_shape, at, strict=True)])
         shapes = torch.tensor([s for _, _, s in at])

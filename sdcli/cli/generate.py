@@ -39,25 +39,38 @@ Examples:
 @app.command(help=EXAMPLES)
 @options_from(GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
 def generate(
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to draw; - reads it from stdin.")
-    ],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; - reads it from stdin.")],
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Width and height at once.", rich_help_panel=WHAT)
     ] = None,
     assign: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set any field, as in eta=0.5; repeatable.", rich_help_panel=WHAT),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Set any field, as in eta=0.5; repeatable.", rich_help_panel=WHAT
+        ),
     ] = None,
     preset: Annotated[
         list[str] | None,
         typer.Option("--preset", "-p", metavar="NAME", help="fast, quality or lowvram; repeatable, the later wins."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")] = False,
-    print0: Annotated[bool, typer.Option("--print0/--no-print0", "-0", show_default=False, help="End each path with NUL.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run/--no-dry-run", show_default=False, help="Say what would be drawn; draw nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet/--no-quiet", "-q", show_default=False, help="Say errors only.")] = False,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, metavar="", help="Say reasons; twice: tracebacks.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")
+    ] = False,
+    print0: Annotated[
+        bool, typer.Option("--print0/--no-print0", "-0", show_default=False, help="End each path with NUL.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--no-dry-run", show_default=False, help="Say what would be drawn; draw nothing.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet/--no-quiet", "-q", show_default=False, help="Say errors only.")
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, metavar="", help="Say reasons; twice: tracebacks."
+        ),
+    ] = 0,
     *,
     typed: dict[str, Any],
 ) -> None:
@@ -86,7 +99,13 @@ def generate(
     for field, reason in loaded.decision.reasons.items():
         screen.say(f"{field}: {getattr(loaded.decision, field)} ({reason})", level=1)
     runner.run(
-        made, loaded, destination=where, how=files.metadata, batch_size=options.batch_size, tell=results.event, watcher=screen
+        made,
+        loaded,
+        destination=where,
+        how=files.metadata,
+        batch_size=options.batch_size,
+        tell=results.event,
+        watcher=screen,
     )
 
 
@@ -116,8 +135,14 @@ def check(request: GenerationRequest, model: Model, plan: DevicePlan) -> None:
         pixels = getattr(request, side)
         if pixels is not None and pixels % model.multiple:
             below = pixels // model.multiple * model.multiple
-            hint = f"the nearest are {below} and {below + model.multiple}" if below else f"the smallest is {model.multiple}"
-            raise UsageError(f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}", hint)
+            hint = (
+                f"the nearest are {below} and {below + model.multiple}"
+                if below
+                else f"the smallest is {model.multiple}"
+            )
+            raise UsageError(
+                f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}", hint
+            )
 
 
 def _argument(prompt: str) -> str:
@@ -132,7 +157,9 @@ def _stdin() -> str:
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"stdin is not UTF-8: {error.reason} at byte {error.start}", "convert it, for example with iconv") from None
+        raise BadInput(
+            f"stdin is not UTF-8: {error.reason} at byte {error.start}", "convert it, for example with iconv"
+        ) from None
     except OSError as error:
         raise BadInput(f"stdin can't be read: {error.strerror}", "give the prompt as an argument") from None
     return text.removesuffix("\n").removesuffix("\r")
@@ -168,7 +195,9 @@ def _dry_run(
         for side in ("width", "height"):
             if side not in merged.origins:
                 origins[side] = f"model {model.name}"
-        later = [f for f in ("seed", "width", "height") if shown[f] is None] + [k for k, v in shown_plan.items() if v is None]
+        later = [f for f in ("seed", "width", "height") if shown[f] is None] + [
+            k for k, v in shown_plan.items() if v is None
+        ]
         origins |= dict.fromkeys(later, DECIDED_LATER)
         path = _planned_path(where, job, request, id, model, seeded)
         facts: dict[str, Any] = {
@@ -205,5 +234,3 @@ def _planned_path(
         index=job.index, line=job.line, name=job.name,
     )  # fmt: skip
     return output.expand(where.text, naming, where.format)
-
-

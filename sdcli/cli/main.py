@@ -80,7 +80,10 @@ def main(argv: Sequence[str]) -> int:
             command = getattr(getattr(error, "ctx", None), "command_path", "sdcli")
             return _fail(UsageError(usage(), f"`{command} --help` lists what there is"), argv)
         traceback.print_exc()
-        return _fail(Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it with the lines above"), argv)
+        return _fail(
+            Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it with the lines above"),
+            argv,
+        )
 
 
 class Bug(SdcliError):

@@ -37,4 +37,6 @@ def schedulers(
         rows.append((entry["name"], a1111, entry["class"], entry["k_diffusion"] or "-", note))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
-        results.line("  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]).rstrip())
+        results.line(
+            "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]).rstrip()
+        )

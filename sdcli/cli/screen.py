@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def printable(text: str) -> str:
     """Return a text that can't steer a terminal: control and format characters become escapes."""
     return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode() for c in text
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode()
+        for c in text
     )
 
 

@@ -42,7 +42,9 @@ def _parameter(option: Option) -> inspect.Parameter:
     kind = plain_type(option.type)
     switch = kind is bool
     flags = [f"{f}/--no-{f[2:]}" if switch and f.startswith("--") else f for f in option.flags]
-    said = option.default in (None, "", 0) or switch or str(option.default) in option.help or len(str(option.default)) > 12
+    said = (
+        option.default in (None, "", 0) or switch or str(option.default) in option.help or len(str(option.default)) > 12
+    )
     default = "" if said else f" ({option.default})"
     info = typer.Option(
         *flags, help=option.help + default, rich_help_panel=option.panel, show_default=False,

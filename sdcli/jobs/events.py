@@ -29,7 +29,9 @@ def image(job: Job, record: Record, path: str | None, format: str, warnings: tup
     }
 
 
-def error(failure: SdcliError, *, id: str | None = None, path: str | None = None, line: int | None = None) -> dict[str, Any]:
+def error(
+    failure: SdcliError, *, id: str | None = None, path: str | None = None, line: int | None = None
+) -> dict[str, Any]:
     """Return the event of a failure: a job's, or the command's."""
     return {
         "schema": SCHEMA,

@@ -105,7 +105,8 @@ def _finish(
     seconds = record.seconds
     watcher.say(
         f"seed {record.request.seed}, {record.pixels.width}x{record.pixels.height}, "
-        f"{seconds.draw + seconds.decode:.1f} s" + (f", pack of {record.plan.pack_size}" if record.plan.pack_size > 1 else "")
+        f"{seconds.draw + seconds.decode:.1f} s"
+        + (f", pack of {record.plan.pack_size}" if record.plan.pack_size > 1 else "")
     )
     tell(events.image(job, record, str(path) if path else None, destination.format, image.warnings))
 
