@@ -110,12 +110,13 @@ class Weights:
 @dataclass(frozen=True, kw_only=True)
 class Model(Weights):
     """A named model. `size` is the width and height in pixels that it was trained for, None where its configuration is
-    not here yet; `multiple` is what both are multiples of; `vae` is the autoencoder that takes the place of its own."""
+    not here yet; `multiple` is what both are multiples of; `scheduler` is its own one's configuration; `vae` is the autoencoder that takes the place of its own."""
 
     family: Family | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     multiple: int = 8
+    scheduler: dict[str, Any] | None = None
     has_safety_checker: bool | None = None
     vae: Weights | None = None
 
@@ -302,8 +303,8 @@ def _check_components(folder: Path, index: Mapping[str, Any]) -> None:
 def _facts(folder: Path) -> dict[str, Any]:
     """Return what the configurations in a folder say of pictures; Incomplete where one that loading needs is not there."""
     unet, vae = _read(folder / "unet" / "config.json", _Unet), _read(folder / "vae" / "config.json", _Vae)
-    for needed in ("text_encoder/config.json", "scheduler/scheduler_config.json"):
-        _read(folder / needed, dict[str, Any])
+    _read(folder / "text_encoder" / "config.json", dict[str, Any])
+    scheduler = _read(folder / "scheduler" / "scheduler_config.json", dict[str, Any])
     tokenizer = folder / "tokenizer"
     if (tokenizer / "tokenizer.json").exists():
         _read(tokenizer / "tokenizer.json", dict[str, msgspec.Raw])
@@ -311,7 +312,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise Incomplete(f"{folder} has no tokenizer", "a model's folder has the layout that diffusers saves")
     sample = unet.sample_size or 64
     height, width = sample if isinstance(sample, tuple) else (sample, sample)
-    return {"size": (width * vae.factor, height * vae.factor), "multiple": vae.factor}
+    return {"size": (width * vae.factor, height * vae.factor), "multiple": vae.factor, "scheduler": scheduler}
 
 
 # Weight files and their names

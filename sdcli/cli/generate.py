@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -75,6 +76,9 @@ def generate(
     typed: dict[str, Any],
 ) -> None:
     screen.verbosity = -1 if quiet else verbose
+    if not screen.draws:
+        # Read when huggingface_hub is imported, which looking a model up does.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     results = Results(as_json=as_json, print0=print0)
     if as_json and print0:
         raise UsageError("--json and --print0 both want stdout", "leave one of them out")
@@ -127,9 +131,12 @@ def resolve(typed: Mapping[str, Any], presets: Sequence[str], assigned: Sequence
 def check(request: GenerationRequest, model: Model, plan: DevicePlan) -> None:
     """Refuse what can be refused without torch."""
     device.check(plan)
+    own = model.scheduler
+    entry = schedulers.from_class(str(own.get("_class_name")), own) if own else None
     if request.scheduler is not None:
         entry = schedulers.find(request.scheduler)
         schedulers.require(entry)
+    if entry is not None:
         schedulers.check(entry, eta=request.eta, steps=request.num_inference_steps)
     for side in ("width", "height"):
         pixels = getattr(request, side)

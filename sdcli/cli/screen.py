@@ -36,6 +36,11 @@ class Screen:
         self._progress: Any = None
         self._task: Any = None
 
+    @property
+    def draws(self) -> bool:
+        """Whether bars are drawn: on a terminal that can, unless quiet."""
+        return self.verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
     def say(self, text: str, level: int = 0) -> None:
         """Say a line, if that much is wanted."""
         if self.verbosity >= level:
@@ -55,7 +60,7 @@ class Screen:
 
     def step(self, step: Step, label: str) -> None:
         """Move the bar: step, time per step and time left. Drawn on a terminal only."""
-        if self.verbosity < 0 or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        if not self.draws:
             return
         if self._progress is None:
             from rich.console import Console
