@@ -110,7 +110,8 @@ class Weights:
 @dataclass(frozen=True, kw_only=True)
 class Model(Weights):
     """A named model. `size` is the width and height in pixels that it was trained for, None where its configuration is
-    not here yet; `multiple` is what both are multiples of; `scheduler` is its own one's configuration; `vae` is the autoencoder that takes the place of its own."""
+    not here yet; `multiple` is what both are multiples of; `scheduler` is the configuration of its own scheduler; `vae`
+    is the autoencoder that takes the place of its own."""
 
     family: Family | None = None
     defaults: dict[str, Any] = field(default_factory=dict)

@@ -112,7 +112,7 @@ def resolve(
     """
     output = default if plan.output is None else plan.output
     if "\0" in output:
-        raise UsageError("the output has a NUL character in it")
+        raise UsageError("the output has a NUL character in it", "leave it out")
     if output == "-":
         if json or print0:
             raise UsageError(f"-o - and {'--json' if json else '--print0'} both want stdout", "give a path to -o")

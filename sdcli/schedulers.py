@@ -447,7 +447,7 @@ def check(scheduler: Scheduler, *, eta: float | None = None, steps: int | None =
     if steps is None:
         return
     if steps < scheduler.min_steps:
-        raise UsageError(f"scheduler {scheduler.name} needs at least {scheduler.min_steps} steps")
+        raise UsageError(f"scheduler {scheduler.name} needs at least {scheduler.min_steps} steps", "raise --steps")
     if scheduler.max_steps is not None and steps > scheduler.max_steps:
         raise UsageError(
             f"scheduler {scheduler.name} takes at most {scheduler.max_steps} steps, not {steps}",
