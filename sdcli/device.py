@@ -79,8 +79,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, str]
 
 
-def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", weight_bytes: int = 0) -> Decision:
-    """Return what `plan` means on the probed machine, for weights of that many bytes in half precision.
+def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", parameters: int = 0) -> Decision:
+    """Return what `plan` means on the probed machine, for a model of that many parameters.
 
     Raises UsageError for a device that is not there, and for a combination that can't work.
     """
@@ -116,6 +116,8 @@ def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", weight
         raise UsageError("there is nothing to offload from: the device is the CPU", "leave --offload out")
     reasons["offload"] = "asked for" if plan.offload != "none" else "not asked for"
 
+    # What is offloaded does not lie there while attention is computed, or hardly.
+    weight_bytes = parameters * (4 if dtype == "fp32" else 2) if plan.offload == "none" else 0
     slicing = plan.attention_slicing
     if slicing != "auto":
         reasons["attention_slicing"] = "asked for"

@@ -1,8 +1,10 @@
 """What can go wrong, and the exit code of each.
 
 * SdcliError                  1
+  + SomeFailed                1    some of several jobs failed; each has been told already
   + UsageError                2    an option, name or value that cannot be
   + BadInput                  65   data that was read is bad: a row, picture, checkpoint, settings file
+  + Bug                       70   anything else that escapes
   + InputMissing              66   a file that was named is not there
   + ModelUnavailable          69   weights that are neither here nor reachable
     + ModelGated              77   weights that need an account's permission
@@ -13,27 +15,34 @@
   + Interrupted               128 + signal
   + ClosedPipe                141  whoever read stdout has gone; nothing is said
 
-Anything else that escapes is a bug in sdcli: exit code 70. Codes are those of sysexits.h where it has one.
+Codes are those of sysexits.h where it has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-SOME_FAILED = 1
-BUG = 70
-
 
 class SdcliError(Exception):
-    """An expected failure: `message` says what happened, `hint` what to do about it."""
+    """An expected failure: `message` says what happened, `hint` what to do about it, `id` which job it happened to."""
 
-    exit_code = SOME_FAILED
+    exit_code = 1
     slug = "error"
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.id: str | None = None
+
+
+class SomeFailed(SdcliError):
+    slug = "some-failed"
+
+
+class Bug(SdcliError):
+    exit_code = 70
+    slug = "bug"
 
 
 class UsageError(SdcliError):

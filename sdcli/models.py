@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import struct
@@ -54,7 +55,6 @@ class Family:
     """Models that one pipeline class of diffusers draws with: what they want, and what they can't use."""
 
     name: str
-    pipeline: str
     dtype: str
     defaults: dict[str, Any]
 
@@ -62,7 +62,6 @@ class Family:
 FAMILIES = {
     "StableDiffusionPipeline": Family(
         name="stable-diffusion",
-        pipeline="StableDiffusionPipeline",
         dtype="fp16",
         defaults={"num_inference_steps": 25, "guidance_scale": 7.5},
     ),
@@ -75,13 +74,12 @@ class KnownModel:
 
     alias: str
     repo: str | None
-    licence: str
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
 KNOWN = (
-    KnownModel(alias=DEMO, repo=None, licence="CC0-1.0", defaults={"guidance_scale": 5.0}),
-    KnownModel(alias="sd15", repo=DEFAULT, licence="CreativeML OpenRAIL-M"),
+    KnownModel(alias=DEMO, repo=None, defaults={"guidance_scale": 5.0}),
+    KnownModel(alias="sd15", repo=DEFAULT),
 )
 ALIASES = {k.alias: k for k in KNOWN}
 
@@ -110,21 +108,21 @@ class Weights:
 @dataclass(frozen=True, kw_only=True)
 class Model(Weights):
     """A named model. `size` is the width and height in pixels that it was trained for, None where its configuration is
-    not here yet; `multiple` is what both are multiples of; `scheduler` is the configuration of its own scheduler; `vae`
-    is the autoencoder that takes the place of its own."""
+    not here yet; `multiple` is what both are multiples of; `scheduler` is the configuration of its own scheduler,
+    `encoder_layers` its text encoder's depth; `vae` is the autoencoder that takes the place of its own."""
 
     family: Family | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     multiple: int = 8
     scheduler: dict[str, Any] | None = None
-    has_safety_checker: bool | None = None
+    encoder_layers: int | None = None
     vae: Weights | None = None
 
     @property
-    def alias(self) -> str:
-        """A short name, for {model} in an output's name."""
-        return Path(self.name).stem if self.single_file else Path(self.name.rstrip("/")).name
+    def shown_name(self) -> str:
+        """The name that records keep: of what lies on this machine its own name, and not where it lies."""
+        return self.name if self.repo is not None or self.name in ALIASES else Path(self.name).absolute().name
 
     @property
     def is_here(self) -> bool:
@@ -238,6 +236,16 @@ class _Vae(msgspec.Struct):
     def factor(self) -> int:
         return 1 << (len(self.block_out_channels) - 1)
 
+    @property
+    def multiple(self) -> int:
+        return max(8, self.factor)  # diffusers wants multiples of 8 of any autoencoder
+
+
+class _TextEncoder(msgspec.Struct):
+    """What is asked of text_encoder/config.json; transformers' own default."""
+
+    num_hidden_layers: int = 12
+
 
 def _read(file: Path, type: type[T]) -> T:
     """Return a JSON file as `type`; Incomplete where it is not there, BadInput where it is not that."""
@@ -275,7 +283,7 @@ def _of_folder(model: Model, checker: bool) -> Model:
         _read(folder / "feature_extractor" / "preprocessor_config.json", dict[str, Any])
     facts = _facts(folder)
     variant = _check_weights(folder, _parts(model, checker))
-    return replace(model, family=family, has_safety_checker=has_checker, variant=variant, **facts)
+    return replace(model, family=family, variant=variant, **facts)
 
 
 def _no_checker(model: Model) -> UsageError:
@@ -304,7 +312,7 @@ def _check_components(folder: Path, index: Mapping[str, Any]) -> None:
 def _facts(folder: Path) -> dict[str, Any]:
     """Return what the configurations in a folder say of pictures; Incomplete where one that loading needs is not there."""
     unet, vae = _read(folder / "unet" / "config.json", _Unet), _read(folder / "vae" / "config.json", _Vae)
-    _read(folder / "text_encoder" / "config.json", dict[str, Any])
+    encoder = _read(folder / "text_encoder" / "config.json", _TextEncoder)
     scheduler = _read(folder / "scheduler" / "scheduler_config.json", dict[str, Any])
     tokenizer = folder / "tokenizer"
     if (tokenizer / "tokenizer.json").exists():
@@ -313,7 +321,12 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise Incomplete(f"{folder} has no tokenizer", "a model's folder has the layout that diffusers saves")
     sample = unet.sample_size or 64
     height, width = sample if isinstance(sample, tuple) else (sample, sample)
-    return {"size": (width * vae.factor, height * vae.factor), "multiple": vae.factor, "scheduler": scheduler}
+    return {
+        "size": (width * vae.factor, height * vae.factor),
+        "multiple": vae.multiple,
+        "scheduler": scheduler,
+        "encoder_layers": encoder.num_hidden_layers,
+    }
 
 
 # Weight files and their names
@@ -422,7 +435,7 @@ def _of_file(model: Model, checker: bool) -> Model:
         raise _no_checker(model)
     config = _config_of_file(file, shapes)
     facts = _facts(config) if config else {}
-    return replace(model, family=FAMILIES["StableDiffusionPipeline"], has_safety_checker=False, config=config, **facts)
+    return replace(model, family=FAMILIES["StableDiffusionPipeline"], config=config, **facts)
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
@@ -525,7 +538,7 @@ def _fitted(model: Model) -> Model:
     if vae.single_file and vae.config is None:
         # Families share one shape of autoencoder.
         vae = replace(vae, config=configs / "vae")
-    return replace(model, vae=vae, multiple=_read((vae.config or path) / "config.json", _Vae).factor)
+    return replace(model, vae=vae, multiple=_read((vae.config or path) / "config.json", _Vae).multiple)
 
 
 # The hub and its cache
@@ -711,6 +724,31 @@ def loaded_files(model: Model) -> dict[str, Path]:
         names = [""] if vae.single_file else _by_variant(_files_in(vae.path))[vae.variant]
         found |= {f"--vae/{name or vae.path.name}": vae.path / name for name in names}
     return found
+
+
+def check_size(model: Model, width: int | None, height: int | None) -> None:
+    """Refuse a width or height, in pixels, that the model can't draw; None is what it decides itself."""
+    for side, pixels in (("width", width), ("height", height)):
+        if pixels is not None and pixels % model.multiple:
+            below = pixels // model.multiple * model.multiple
+            nearest_are = f"the nearest are {below} and {below + model.multiple}"
+            raise UsageError(
+                f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}",
+                nearest_are if below else f"the smallest is {model.multiple}",
+            )
+
+
+def count_parameters(model: Model) -> int:
+    """Return how many parameters loading a model brings, read off its files' headers."""
+    shapes = [
+        shape for file in loaded_files(model).values() for name, shape in _shapes(file).items() if _is_loaded(name)
+    ]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _is_loaded(name: str) -> bool:
+    # Checkpoints in one file may bring their training's moving average along.
+    return not name.startswith("model_ema.")
 
 
 @cache

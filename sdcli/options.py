@@ -26,7 +26,6 @@ class Option:
     flags: tuple[str, ...]
     panel: str
     metavar: str | None
-    multiple: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -34,11 +33,9 @@ class Option:
         return tuple(dict.fromkeys([self.field, *(f[2:].replace("-", "_") for f in self.flags if f.startswith("--"))]))
 
 
-def meta(
-    help: str, *flags: str, panel: str = "", metavar: str | None = None, multiple: bool = False, **bounds: Any
-) -> msgspec.Meta:
+def meta(help: str, *flags: str, panel: str = "", metavar: str | None = None, **bounds: Any) -> msgspec.Meta:
     """Return what a field says of its option; `bounds` are msgspec's (`ge`, `le`, `pattern` ...)."""
-    extra = {"flags": flags, "panel": panel, "metavar": metavar, "multiple": multiple}
+    extra = {"flags": flags, "panel": panel, "metavar": metavar}
     return msgspec.Meta(description=help, extra=extra, **bounds)
 
 
@@ -57,7 +54,6 @@ def options_of(record: type[msgspec.Struct]) -> tuple[Option, ...]:
             Option(
                 record=record, field=field.name, type=hint, default=default, help=declared.description or "",
                 flags=declared.extra["flags"], panel=declared.extra["panel"], metavar=declared.extra["metavar"],
-                multiple=declared.extra["multiple"],
             )
         )  # fmt: skip
     return tuple(found)

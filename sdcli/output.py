@@ -26,7 +26,6 @@ from sdcli.record import Record
 COMES_OUT = "What comes out"
 
 DEFAULT = "{prompt:40}-{seed}.{format}"
-BATCH_DEFAULT = "sdcli-batch/{prompt:40}-{seed}-{id:8}.{format}"
 
 FIELDS = (
     "date", "time", "prompt", "seed", "id", "model", "scheduler", "steps", "width", "height", "index", "line", "name",
@@ -91,7 +90,7 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True):
 def naming(record: Record, *, index: int, when: datetime, line: int | None = None, name: str | None = None) -> Naming:
     """Return what the name of a picture that was drawn can be made of."""
     return Naming(
-        when=when, prompt=record.request.prompt, seed=record.request.seed, id=record.id, model=record.model.name,
+        when=when, prompt=record.request.prompt, seed=record.request.seed, id=record.id, model=short(record.model.name),
         scheduler=record.scheduler.name or record.scheduler.class_name, steps=record.request.num_inference_steps,
         width=record.pixels.width, height=record.pixels.height, index=index, line=line, name=name,
     )  # fmt: skip
@@ -137,6 +136,11 @@ def resolve(
 def fields_of(template: str) -> frozenset[str]:
     """Return the fields that a template uses. Raises UsageError if it is none."""
     return frozenset(field for _, field, _ in _parse(template) if field)
+
+
+def short(model: str) -> str:
+    """Return what {model} stands for: the last part of a model's name, without a file's ending."""
+    return model.rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
 
 
 def expand(template: str, naming: Naming, format: str) -> str:

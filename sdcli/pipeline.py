@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,18 +86,26 @@ def import_libraries() -> None:
             gc.enable()
 
 
-def probe() -> Probe:
-    """Look at the machine: which accelerators PyTorch sees, and whether the CPU computes in bf16."""
+def probe(device: str = "auto") -> Probe:
+    """Look at the machine: which accelerators PyTorch sees, and whether the CPU computes in bf16.
+
+    Free memory is asked of the device in question only: asking takes hundreds of megabytes on each GPU that is asked.
+    """
     import torch
+
+    def free(name: str) -> int | None:
+        wanted = {"auto": 0}.get(device, device if ":" in device else f"{device}:0")
+        if wanted not in (name, 0) or (wanted == 0 and not name.endswith(":0")):
+            return None
+        return int(getattr(torch, name.partition(":")[0]).mem_get_info(name)[0])
 
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, _ = torch.cuda.mem_get_info(index)
         found.append(
             Accelerator(
                 device=f"cuda:{index}",
                 name=torch.cuda.get_device_name(index),
-                memory_free=free,
+                memory_free=free(f"cuda:{index}"),
                 # From Ampere on; older cards emulate it, slowly.
                 bf16=torch.cuda.get_device_capability(index) >= (8, 0),
                 efficient_attention=torch.version.hip is not None or torch.cuda.get_device_capability(index) >= (5, 0),
@@ -105,9 +113,13 @@ def probe() -> Probe:
         )
     xpu = getattr(torch, "xpu", None)
     for index in range(xpu.device_count() if xpu and xpu.is_available() else 0):
-        free, _ = torch.xpu.mem_get_info(index)
         found.append(
-            Accelerator(device=f"xpu:{index}", name=torch.xpu.get_device_name(index), memory_free=free, bf16=True)
+            Accelerator(
+                device=f"xpu:{index}",
+                name=torch.xpu.get_device_name(index),
+                memory_free=free(f"xpu:{index}"),
+                bf16=True,
+            )
         )
     if torch.backends.mps.is_available():
         # Metal's attention computes its full matrix.
@@ -131,9 +143,14 @@ def load(spec: ModelSpec | str, plan: DevicePlan | None = None, *, say: Say = _q
     Raises what `models.find` and `models.fetch` raise, BadInput for weights that can't be read, OutOfMemory, and
     UsageError for a device that is not there.
     """
-    began = time.monotonic()
     spec, plan = ModelSpec(model=spec) if isinstance(spec, str) else spec, plan or DevicePlan()
-    model = models.fetch(models.find(spec), safety_checker=spec.safety_checker, say=say)
+    model = models.find(spec)
+    if not model.is_here and (plan.device not in ("auto", "cpu") or plan.dtype == "fp16" or plan.offload != "none"):
+        # What this machine can't do is refused before gigabytes are downloaded for it.
+        import_libraries()
+        decide(plan, probe(plan.device))
+    model = models.fetch(model, safety_checker=spec.safety_checker, say=say)
+    began = time.monotonic()
     # Hashing reads the files that loading reads next, on another core.
     with ThreadPoolExecutor(1) as pool:
         hashed = pool.submit(models.hashes, model)
@@ -141,20 +158,13 @@ def load(spec: ModelSpec | str, plan: DevicePlan | None = None, *, say: Say = _q
         import torch
 
         assert model.family is not None
-        weight_bytes = sum(f.stat().st_size for f in models.loaded_files(model).values())
-        decision = decide(plan, probe(), family_dtype=model.family.dtype, weight_bytes=weight_bytes)
+        parameters = models.count_parameters(model)
+        decision = decide(plan, probe(plan.device), family_dtype=model.family.dtype, parameters=parameters)
         if decision.threads:
             torch.set_num_threads(decision.threads)
         pipe = _load_pipe(model, spec.safety_checker, getattr(torch, DTYPES[decision.dtype]))
-        files: Future[dict[str, str]] = hashed
-        record = ModelRecord(
-            name=model.name,
-            family=model.family.name,
-            repo=model.repo,
-            commit=model.commit,
-            files=files.result(),
-        )
-    pipeline = Pipeline(pipe, model, record, decision, say)
+        hashed.result()
+    pipeline = Pipeline(pipe, model, identity(model), decision, say)
     pipeline.seconds_to_load = time.monotonic() - began
     return pipeline
 
@@ -252,14 +262,28 @@ def resolve(request: GenerationRequest, model: Model) -> GenerationRequest:
 
     Width and height stay None for a model that is not here yet.
     """
-    entry = schedulers.find(request.scheduler) if request.scheduler else None
+    entry = asked = schedulers.find(request.scheduler) if request.scheduler else None
+    if entry is None and model.scheduler is not None:
+        entry = schedulers.from_class(str(model.scheduler.get("_class_name")), model.scheduler)
     width, height = model.size or (None, None)
     return msgspec.structs.replace(
         request,
         width=request.width or width,
         height=request.height or height,
-        scheduler=entry.name if entry else None,
+        scheduler=asked.name if asked else None,
         eta=entry.eta if entry and request.eta is None else request.eta,
+    )
+
+
+def identity(model: Model) -> ModelRecord:
+    """Return what records say of a model that is here."""
+    assert model.family is not None
+    return ModelRecord(
+        name=model.shown_name,
+        family=model.family.name,
+        repo=model.repo,
+        commit=model.commit,
+        files=models.hashes(model),
     )
 
 
@@ -275,6 +299,7 @@ class Pipeline:
         self.model = model
         self.model_record = record
         self.decision = decision
+        self.reasons = dict(decision.reasons)
         self.say = say
         self.seconds_to_load = 0.0
         self.fallbacks: list[str] = []
@@ -289,10 +314,19 @@ class Pipeline:
             self._slice_attention(self.slicing)
         if self.tiling:
             pipe.vae.enable_tiling()
-        if self.offload == "none":
-            pipe.to(decision.device)
-        else:
-            self._offload(self.offload)
+        self._place()
+
+    def _place(self) -> None:
+        """Move the networks to the device; where they do not fit, offload them."""
+        try:
+            if self.offload == "none":
+                self.pipe.to(self.decision.device)
+            else:
+                self._offload(self.offload)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._fall_back_to_offload(error)
 
     def generate(
         self,
@@ -306,7 +340,7 @@ class Pipeline:
         """Draw requests in their order, up to `batch_size` neighbours that can share a pass at once.
 
         A request without a seed gets one. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values
-        were not finite; the pictures before it have been yielded.
+        were not finite, which takes its pack with it; the packs before have been yielded.
         """
         templates = templates or [None] * len(requests)
         tags = tags or [{}] * len(requests)
@@ -326,6 +360,10 @@ class Pipeline:
                 continue
             start = end
 
+    def id_of(self, request: GenerationRequest) -> str:
+        """Return the id that a request with its seed has as a job on this model."""
+        return job_id(resolve(request, self.model), self.model_record)
+
     def _draw(
         self,
         pack: Sequence[GenerationRequest],
@@ -338,17 +376,13 @@ class Pipeline:
 
         first, began = pack[0], time.monotonic()
         assert first.width is not None and first.height is not None
-        multiple = self.pipe.vae_scale_factor
-        if first.width % multiple or first.height % multiple:
-            raise UsageError(
-                f"{self.model.name} draws sizes that are multiples of {multiple}, not {first.width}x{first.height}",
-                f"the nearest is {_near(first.width, multiple)}x{_near(first.height, multiple)}",
-            )
+        models.check_size(self.model, first.width, first.height)
+        factor = self.pipe.vae_scale_factor
         scheduler, scheduler_record = self._scheduler(pack)
         self.pipe.scheduler = scheduler
-        device, dtype = torch.device(self.decision.device), self.pipe.unet.dtype
+        dtype = self.pipe.unet.dtype
         generators = [torch.Generator("cpu").manual_seed(_seed(r)) for r in pack]
-        shape = (1, self.pipe.unet.config.in_channels, first.height // multiple, first.width // multiple)
+        shape = (1, self.pipe.unet.config.in_channels, first.height // factor, first.width // factor)
         # Drawn in fp32 on the CPU, each from its own generator: the same start on any device, in any pack.
         noise = torch.cat([torch.randn(shape, generator=g, dtype=torch.float32) for g in generators])
         guided = first.guidance_scale > 1 and self.pipe.unet.config.time_cond_proj_dim is None
@@ -359,7 +393,9 @@ class Pipeline:
                 listener(Step(number=index + 1, of=of, timestep=float(timestep), latents=state["latents"]))
             return state
 
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torchsde tells of how far past a step's end rounding takes it.
+            warnings.filterwarnings("ignore", module="torchsde")
             embeds = torch.cat([self._encode(r.prompt, r.clip_skip) for r in pack])
             negative = torch.cat([self._encode(r.negative_prompt, r.clip_skip) for r in pack]) if guided else None
             latents = self.pipe(
@@ -376,36 +412,46 @@ class Pipeline:
                 output_type="latent",
                 callback_on_step_end=heard if listener is not None else None,
             ).images
-            _synchronize(device)
+            _backend(self.decision.device).synchronize()
             drawn = time.monotonic()
             # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it.
-            images = [self._decode(latent[None]) for latent in latents]
+            images, notes = zip(*(self._decode(latent[None]) for latent in latents), strict=True)
             flags = self._flag(images)
+            if self.offload != "none":
+                # Decoding brought the autoencoder back after the pass had sent all away.
+                self.pipe.maybe_free_model_hooks()
         decoded = time.monotonic()
         seconds = SecondsRecord(
             load=round(self.seconds_to_load, 3), draw=round(drawn - began, 3), decode=round(decoded - drawn, 3)
         )
         plan = self._plan(len(pack))
         results = []
-        for request, image, flagged, template, own_tags in zip(pack, images, flags, templates, tags, strict=True):
+        for request, image, noted, flagged, template, own_tags in zip(
+            pack, images, notes, flags, templates, tags, strict=True
+        ):
             counted = tokens.count(request.prompt, self.pipe.tokenizer)
             record = Record(
                 id=job_id(request, self.model_record), request=request, template=template, tags=own_tags,
                 model=self.model_record, plan=plan, versions=versions(), tokens=counted, scheduler=scheduler_record,
-                flagged=flagged, fallbacks=tuple(self.fallbacks), seconds=seconds, pixels=pixels_of(image),
+                flagged=flagged, fallbacks=(*self.fallbacks, *noted), seconds=seconds, pixels=pixels_of(image),
             )  # fmt: skip
             results.append(
-                GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, flagged))
+                GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, guided, flagged))
             )
         return results
 
-    def _warnings(self, counted: TokenRecord, request: GenerationRequest, flagged: bool | None) -> tuple[str, ...]:
+    def _warnings(
+        self, counted: TokenRecord, request: GenerationRequest, guided: bool, flagged: bool | None
+    ) -> tuple[str, ...]:
         found = []
         limit = self.pipe.tokenizer.model_max_length - 2
         if counted.cut:
             found.append(f'the prompt is longer than {limit} tokens; this was cut off: "{counted.cut}"')
         negative = tokens.count(request.negative_prompt, self.pipe.tokenizer)
-        if negative.cut:
+        for field in ("negative_prompt", "guidance_rescale"):
+            if getattr(request, field) and not guided:
+                found.append(f"{field} has no effect without guidance (a guidance scale over 1)")
+        if negative.cut and guided:
             found.append(f'the negative prompt is longer than {limit} tokens; this was cut off: "{negative.cut}"')
         if flagged:
             found.append("the safety checker flags this picture")
@@ -415,8 +461,7 @@ class Pipeline:
         own = self._own_scheduler
         asked = pack[0].scheduler
         if asked is None:
-            # A fresh one each time: schedulers keep state from one picture to the next.
-            scheduler, entry = type(own).from_config(own.config), schedulers.from_class(type(own).__name__, own.config)
+            scheduler, entry = schedulers.renew(own), schedulers.from_class(type(own).__name__, own.config)
         else:
             entry = schedulers.find(asked)
             scheduler = schedulers.build(entry, own.config, [_seed(r) for r in pack])
@@ -469,14 +514,14 @@ class Pipeline:
             self._encoded[text, clip_skip] = hidden.to(dtype=encoder.dtype, device=device)
         return self._encoded[text, clip_skip]
 
-    def _decode(self, latent: Any) -> Any:
-        """Return the picture (Pillow, RGB) of one latent (1, channels, height, width).
+    def _decode(self, latent: Any) -> tuple[Any, tuple[str, ...]]:
+        """Return the picture (Pillow, RGB) of one latent (1, channels, height, width), and its own fall-backs.
 
         diffusers makes a black picture of values that are not finite, and says nothing.
         """
         import torch
 
-        vae = self.pipe.vae
+        vae, notes = self.pipe.vae, list[str]()
         hint = "try --dtype fp32 or --dtype bf16, --attention-slicing off, or another --vae"
         if not torch.isfinite(latent).all():
             raise NotFinite("the noise predictor's values are not finite: there is no picture", hint)
@@ -486,11 +531,12 @@ class Pipeline:
             if self.tiling or not out_of_memory(error):
                 raise
             # The drawing is done and need not be done again: tiles are what helps here.
-            error.__traceback__ = None
-            self._tile("out of memory; decoding in tiles")
+            self._forget(error)
+            self._tile()
             image = vae.decode(latent / vae.config.scaling_factor, return_dict=False)[0]
         if not torch.isfinite(image).all() and vae.dtype != torch.float32:
-            self._note("vae-fp32", "the autoencoder's values are not finite; decoding again in fp32")
+            notes.append("vae-fp32")
+            self.say("the autoencoder's values are not finite; decoding again in fp32")
             vae.to(dtype=torch.float32)
             try:
                 image = vae.decode(latent.float() / vae.config.scaling_factor, return_dict=False)[0]
@@ -498,7 +544,7 @@ class Pipeline:
                 vae.to(dtype=latent.dtype)
         if not torch.isfinite(image).all():
             raise NotFinite("the autoencoder's values are not finite: there is no picture", hint)
-        return self.pipe.image_processor.postprocess(image, output_type="pil", do_denormalize=[True])[0]
+        return self.pipe.image_processor.postprocess(image, output_type="pil", do_denormalize=[True])[0], tuple(notes)
 
     def _flag(self, images: Sequence[Any]) -> list[bool | None]:
         """Return what the safety checker says of each picture; the pictures stay as they are."""
@@ -517,44 +563,64 @@ class Pipeline:
 
     def _fall_back(self, pack_size: int, error: BaseException) -> None:
         """Take the next rung of the ladder, or raise OutOfMemory where there is none left."""
-        import torch
-
-        device = self.decision.device
-        # The exception's traceback holds the tensors of the failed pass.
-        error.__traceback__ = None
-        gc.collect()
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        self._forget(error)
         if pack_size > 1:
             self.pack_limit = max(1, pack_size // 2)
             self._note(f"batch-size-{self.pack_limit}", f"out of memory; drawing {self.pack_limit} at a time")
         elif self.slicing == "off":
             self._slice_attention("on")
-            self._note("attention-slicing", "out of memory; slicing attention")
+            self._note("attention-slicing", "out of memory; slicing attention", "attention_slicing")
         elif self.slicing != "max":
             self._slice_attention("max")
-            self._note("attention-slicing-max", "out of memory; slicing attention as finely as it goes")
+            text = "out of memory; slicing attention as finely as it goes"
+            self._note("attention-slicing-max", text, "attention_slicing")
         elif not self.tiling:
-            self._tile("out of memory; decoding in tiles")
-        elif device != "cpu" and self.offload != "sequential":
-            self._offload("model" if self.offload == "none" else "sequential")
-            self._note(f"offload-{self.offload}", f"out of memory; offloading ({self.offload})")
+            self._tile()
         else:
-            raise OutOfMemory(
-                "out of memory, after every fall-back", "draw it smaller, or close what else uses the memory"
-            ) from None
+            self._fall_back_to_offload(error)
+
+    def _fall_back_to_offload(self, error: BaseException) -> None:
+        """Offload more than now, or raise OutOfMemory."""
+        while self.decision.device != "cpu" and self.offload != "sequential":
+            self._forget(error)
+            how = "model" if self.offload == "none" else "sequential"
+            self._note(f"offload-{how}", f"out of memory; offloading ({how})", "offload")
+            self.offload = how
+            try:
+                self._offload(how)
+                return
+            except (RuntimeError, MemoryError) as again:
+                if not out_of_memory(again):
+                    raise
+                error = again
+        raise OutOfMemory(
+            "out of memory, after every fall-back", "draw it smaller, or close what else uses the memory"
+        ) from None
+
+    def _forget(self, error: BaseException) -> None:
+        """Let go of what a failed pass held."""
+        # The exception's traceback holds its tensors.
+        error.__traceback__ = None
+        gc.collect()
+        empty = getattr(_backend(self.decision.device), "empty_cache", None)
+        if empty:
+            empty()
 
     def _slice_attention(self, how: str) -> None:
         self.slicing = how
-        self.pipe.enable_attention_slicing({"on": "auto", "max": "max"}.get(how) or int(how))
+        try:
+            self.pipe.enable_attention_slicing({"on": "auto", "max": "max"}.get(how) or int(how))
+        except ValueError:
+            raise UsageError(
+                f"{self.model.name}'s attention can't be cut into slices of {how} heads: it has fewer", "use on, or max"
+            ) from None
 
-    def _tile(self, text: str) -> None:
+    def _tile(self) -> None:
         self.tiling = True
         self.pipe.vae.enable_tiling()
-        self._note("vae-tiling", text)
+        self._note("vae-tiling", "out of memory; decoding in tiles", "vae_tiling")
 
     def _offload(self, how: str) -> None:
-        self.offload = how
         self.pipe.remove_all_hooks()
         self.pipe.to("cpu")
         if how == "model":
@@ -562,11 +628,12 @@ class Pipeline:
         else:
             self.pipe.enable_sequential_cpu_offload(device=self.decision.device)
 
-    def _note(self, slug: str, text: str) -> None:
-        """Keep a fall-back for the records, and say it the first time."""
-        if slug not in self.fallbacks:
-            self.fallbacks.append(slug)
-            self.say(text)
+    def _note(self, slug: str, text: str, field: str | None = None) -> None:
+        """Say a fall-back that stays, and keep it for the records, with the plan's field that it changes."""
+        self.fallbacks.append(slug)
+        if field:
+            self.reasons[field] = text
+        self.say(text)
 
     def _plan(self, pack_size: int) -> PlanRecord:
         import torch
@@ -574,7 +641,7 @@ class Pipeline:
         d = self.decision
         return PlanRecord(
             device=d.device, dtype=d.dtype, attention_slicing=self.slicing, vae_tiling=self.tiling, offload=self.offload,
-            threads=torch.get_num_threads(), pack_size=pack_size, reasons=d.reasons,
+            threads=torch.get_num_threads(), pack_size=pack_size, reasons=dict(self.reasons),
         )  # fmt: skip
 
 
@@ -609,12 +676,8 @@ def _seed(request: GenerationRequest) -> int:
     return request.seed
 
 
-def _near(pixels: int, multiple: int) -> int:
-    return max(multiple, round(pixels / multiple) * multiple)
-
-
-def _synchronize(device: Any) -> None:
+def _backend(device: str) -> Any:
+    """Return PyTorch's module for a device: torch.cuda, torch.xpu, torch.mps or torch.cpu."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return getattr(torch, device.partition(":")[0])

@@ -500,6 +500,11 @@ def build(scheduler: Scheduler, config: Mapping[str, Any], seeds: Sequence[int] 
     return _mended(cls(**settings))
 
 
+def renew(own: Any) -> Any:
+    """Return a fresh copy of a model's own scheduler: they keep state from one picture to the next."""
+    return _mended(type(own).from_config(own.config))
+
+
 def _mended(scheduler: Any) -> Any:
     """Mend two faults of diffusers 0.42.1 in where a run begins and ends, and return the scheduler.
 

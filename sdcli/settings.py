@@ -91,11 +91,14 @@ def _expand(name: str, value: Any, origin: str) -> Iterable[tuple[str, Any]]:
 def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
-    if isinstance(value, str) and not value.isprintable() and not _is_unicode(value):
+    # A path is bytes to the system, and may be no UTF-8.
+    path = option.field in ("output", "model", "vae")
+    if isinstance(value, str) and not path and not _is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field == "tags":
         try:
             value = json.loads(value)
+            json.dumps(value, ensure_ascii=False).encode()
         except ValueError:
             raise UsageError(
                 f"{origin}: {name} is a JSON object, not {value!r}", 'for example tags={"set": "a"}'

@@ -54,6 +54,18 @@ def sdcli(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch
     return run
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide accelerators from all tests but those marked `gpu`: the others are about what a CPU does."""
+    if "gpu" in request.keywords:
+        return
+    from sdcli import pipeline
+    from sdcli.device import Probe
+
+    monkeypatch.setattr(pipeline, "probe", lambda device="auto": Probe(cpu_bf16=pipeline.cpu_has_bf16()))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Sdcli:
     """Run a command line as a process of its own, in an empty folder."""

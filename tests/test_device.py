@@ -10,7 +10,7 @@ from sdcli.errors import UsageError
 BIG = Accelerator(device="cuda:0", name="Big", memory_free=24 * GIB, bf16=True)
 SMALL = Accelerator(device="cuda:1", name="Small", memory_free=5 * GIB)
 METAL = Accelerator(device="mps:0", name="Apple GPU", efficient_attention=False)
-WEIGHTS = 2 * GIB
+PARAMETERS = GIB  # 2 GiB in half precision
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ WEIGHTS = 2 * GIB
     ],
 )
 def test_decisions(plan: DevicePlan, probe: Probe, device: str, dtype: str, slicing: str) -> None:
-    made = decide(plan, probe, weight_bytes=WEIGHTS)
+    made = decide(plan, probe, parameters=PARAMETERS)
     assert (made.device, made.dtype, made.attention_slicing) == (device, dtype, slicing)
     assert set(made.reasons) == {"device", "dtype", "attention_slicing", "vae_tiling", "offload"}
     assert all(made.reasons.values())
@@ -36,8 +36,11 @@ def test_decisions(plan: DevicePlan, probe: Probe, device: str, dtype: str, slic
 
 def test_the_threshold_is_what_is_free_after_the_weights() -> None:
     exact = Accelerator(device="cuda:0", memory_free=6 * GIB)
-    assert decide(DevicePlan(), Probe(accelerators=(exact,)), weight_bytes=2 * GIB).attention_slicing == "off"
-    assert decide(DevicePlan(), Probe(accelerators=(exact,)), weight_bytes=2 * GIB + 1).attention_slicing == "on"
+    assert decide(DevicePlan(), Probe(accelerators=(exact,)), parameters=GIB).attention_slicing == "off"
+    assert decide(DevicePlan(), Probe(accelerators=(exact,)), parameters=GIB + 1).attention_slicing == "on"
+    assert decide(DevicePlan(dtype="fp32"), Probe(accelerators=(exact,)), parameters=GIB).attention_slicing == "on"
+    offloaded = decide(DevicePlan(offload="model"), Probe(accelerators=(exact,)), parameters=9 * GIB)
+    assert offloaded.attention_slicing == "off"
 
 
 def test_a_family_that_wants_bf16() -> None:

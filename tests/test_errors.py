@@ -19,66 +19,69 @@ DEMO = ["-m", "demo", "--steps", "1"]
 ERROR_KEYS = "schema event id path line exit code message hint".split()
 
 
+TABLE = [
+    # Unknown options and values.
+    (["generate"], 2, "Missing argument 'PROMPT...'"),
+    (["generate", "x", "--stpes", "3"], 2, "No such option: --stpes"),
+    (["generate", "x", "--steps", "many"], 2, "steps can't be 'many'"),
+    (["generate", "x", "--steps", "0"], 2, "num_inference_steps can't be '0'"),
+    (["generate", "x", "--cfg", "inf"], 2, "guidance_scale can't be 'inf'"),
+    (["generate", "x", "--cfg", "nan"], 2, "guidance_scale can't be 'nan'"),
+    (["generate", "x", "--seed", "-2"], 2, "seed can't be '-2'"),
+    (["generate", "x", "--count", "0"], 2, "count can't be '0'"),
+    (["generate", "x", "--dtype", "fp8"], 2, "expected one of auto, fp16, bf16, fp32"),
+    (["generate", "x", "--device", "gpu"], 2, "device can't be 'gpu'"),
+    (["generate", "x", "--attention-slicing", "some"], 2, "attention_slicing can't be 'some'"),
+    (["generate", "x", "--offload", "disk"], 2, "offload can't be 'disk'"),
+    (["generate", "x", "--scheduler", "dpm++2mm"], 2, "did you mean dpm++2m"),
+    (["generate", "x", "--sampler", "Euler a Karras"], 2, "euler-a"),
+    (["generate", "x", "--preset", "fats"], 2, "there is no preset fats; did you mean fast?"),
+    (["generate", "x", "--set", "eat=1"], 2, "there is no field eat; did you mean eta"),
+    (["generate", "x", "--set", "eta"], 2, "--set wants FIELD=VALUE"),
+    (["generate", "x", "--set", "eta=2"], 2, "eta can't be '2'"),
+    (["generate", "x", "--set", "eta=1", "--set", "eta=0"], 2, "eta is given twice"),
+    (["paint", "x"], 2, "No such command 'paint'"),
+    # Combinations that can't be.
+    (["generate", "x", *DEMO, "--size", "64x64", "-W", "64"], 2, "width is given twice"),
+    (["generate", "x", *DEMO, "--size", "64by64"], 2, "size is WIDTHxHEIGHT"),
+    (
+        ["generate", "x", *DEMO, "--scheduler", "euler", "--set", "eta=1"],
+        2,
+        "eta has no effect with scheduler euler",
+    ),
+    (["generate", "x", *DEMO, "--device", "cpu", "--dtype", "fp16"], 2, "156 times slower"),
+    (["generate", "x", *DEMO, "--device", "cpu", "--offload", "model"], 2, "nothing to offload from"),
+    (["generate", "x", *DEMO, "--json", "-0"], 2, "both want stdout"),
+    (["generate", "x", *DEMO, "--json", "-o", "-"], 2, "both want stdout"),
+    (["generate", "x", "y", *DEMO, "-o", "-"], 2, "2 pictures do not go to stdout"),
+    (["generate", "x", *DEMO, "-c", "2", "-o", "x.png"], 2, "2 pictures do not go to one path"),
+    (["generate", "x", *DEMO, "-o", "x"], 2, "neither a folder nor a picture"),
+    (["generate", "x", *DEMO, "-o", "{pormpt}.png"], 2, "did you mean prompt"),
+    (["generate", "x", *DEMO, "-o", "x.png", "--format", "jpg"], 2, "ends in .png"),
+    (["generate", "x", *DEMO, "--format", "jpg"], 2, "jpg cannot be written"),
+    (["generate", "x", *DEMO, "--safety-checker"], 2, "demo has no safety checker"),
+    # Sizes that the model can't do.
+    (["generate", "x", *DEMO, "-W", "100"], 2, "demo can't draw a width of 100"),
+    (["generate", "x", *DEMO, "--size", "64x99999"], 2, "height can't be '99999'"),
+    # Models.
+    (["generate", "x", "--model", "dmeo"], 69, "there is no model called dmeo; did you mean demo?"),
+    (["generate", "x", "--model", "./nothing"], 66, "there is no model at ./nothing"),
+    (["generate", "x", "--model", "nothing.safetensors"], 66, "there is no model at nothing.safetensors"),
+    (["generate", "x", "--model", "old.ckpt"], 65, "pickle"),
+    (
+        ["generate", "x", *DEMO, "--vae", "nothing.safetensors"],
+        66,
+        "there is no autoencoder at nothing.safetensors",
+    ),
+    # Outputs.
+    (["generate", "x", *DEMO, "-o", "/proc/nothing/"], 73, "/proc/nothing"),
+    (["generate", "x", *DEMO, "-o", "file/x.png"], 73, "file is not a folder"),
+]
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
-    [
-        # Unknown options and values.
-        (["generate"], 2, "Missing argument 'PROMPT...'"),
-        (["generate", "x", "--stpes", "3"], 2, "No such option: --stpes"),
-        (["generate", "x", "--steps", "many"], 2, "steps can't be 'many'"),
-        (["generate", "x", "--steps", "0"], 2, "num_inference_steps can't be '0'"),
-        (["generate", "x", "--cfg", "inf"], 2, "guidance_scale can't be 'inf'"),
-        (["generate", "x", "--cfg", "nan"], 2, "guidance_scale can't be 'nan'"),
-        (["generate", "x", "--seed", "-2"], 2, "seed can't be '-2'"),
-        (["generate", "x", "--count", "0"], 2, "count can't be '0'"),
-        (["generate", "x", "--dtype", "fp8"], 2, "expected one of auto, fp16, bf16, fp32"),
-        (["generate", "x", "--device", "gpu"], 2, "device can't be 'gpu'"),
-        (["generate", "x", "--attention-slicing", "some"], 2, "attention_slicing can't be 'some'"),
-        (["generate", "x", "--offload", "disk"], 2, "offload can't be 'disk'"),
-        (["generate", "x", "--scheduler", "dpm++2mm"], 2, "did you mean dpm++2m"),
-        (["generate", "x", "--sampler", "Euler a Karras"], 2, "euler-a"),
-        (["generate", "x", "--preset", "fats"], 2, "there is no preset fats; did you mean fast?"),
-        (["generate", "x", "--set", "eat=1"], 2, "there is no field eat; did you mean eta"),
-        (["generate", "x", "--set", "eta"], 2, "--set wants FIELD=VALUE"),
-        (["generate", "x", "--set", "eta=2"], 2, "eta can't be '2'"),
-        (["generate", "x", "--set", "eta=1", "--set", "eta=0"], 2, "eta is given twice"),
-        (["paint", "x"], 2, "No such command 'paint'"),
-        # Combinations that can't be.
-        (["generate", "x", *DEMO, "--size", "64x64", "-W", "64"], 2, "width is given twice"),
-        (["generate", "x", *DEMO, "--size", "64by64"], 2, "size is WIDTHxHEIGHT"),
-        (
-            ["generate", "x", *DEMO, "--scheduler", "euler", "--set", "eta=1"],
-            2,
-            "eta has no effect with scheduler euler",
-        ),
-        (["generate", "x", *DEMO, "--device", "cpu", "--dtype", "fp16"], 2, "156 times slower"),
-        (["generate", "x", *DEMO, "--device", "cpu", "--offload", "model"], 2, "nothing to offload from"),
-        (["generate", "x", *DEMO, "--json", "-0"], 2, "both want stdout"),
-        (["generate", "x", *DEMO, "--json", "-o", "-"], 2, "both want stdout"),
-        (["generate", "x", "y", *DEMO, "-o", "-"], 2, "2 pictures do not go to stdout"),
-        (["generate", "x", *DEMO, "-c", "2", "-o", "x.png"], 2, "2 pictures do not go to one path"),
-        (["generate", "x", *DEMO, "-o", "x"], 2, "neither a folder nor a picture"),
-        (["generate", "x", *DEMO, "-o", "{pormpt}.png"], 2, "did you mean prompt"),
-        (["generate", "x", *DEMO, "-o", "x.png", "--format", "jpg"], 2, "ends in .png"),
-        (["generate", "x", *DEMO, "--format", "jpg"], 2, "jpg cannot be written"),
-        (["generate", "x", *DEMO, "--safety-checker"], 2, "demo has no safety checker"),
-        # Sizes that the model can't do.
-        (["generate", "x", *DEMO, "-W", "100"], 2, "demo can't draw a width of 100"),
-        (["generate", "x", *DEMO, "--size", "64x99999"], 2, "height can't be '99999'"),
-        # Models.
-        (["generate", "x", "--model", "dmeo"], 69, "there is no model called dmeo; did you mean demo?"),
-        (["generate", "x", "--model", "./nothing"], 66, "there is no model at ./nothing"),
-        (["generate", "x", "--model", "nothing.safetensors"], 66, "there is no model at nothing.safetensors"),
-        (["generate", "x", "--model", "old.ckpt"], 65, "pickle"),
-        (
-            ["generate", "x", *DEMO, "--vae", "nothing.safetensors"],
-            66,
-            "there is no autoencoder at nothing.safetensors",
-        ),
-        # Outputs.
-        (["generate", "x", *DEMO, "-o", "/proc/nothing/"], 73, "/proc/nothing"),
-        (["generate", "x", *DEMO, "-o", "file/x.png"], 73, "file is not a folder"),
-    ],
+    TABLE,
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_refused_in_two_lines(sdcli: Sdcli, argv: list[str], code: int, said: str) -> None:
@@ -94,16 +97,15 @@ def test_refused_in_two_lines(sdcli: Sdcli, argv: list[str], code: int, said: st
 
 
 def test_refused_before_torch(probe: object) -> None:
-    """All of the table's refusals but those of the output's last word come without torch."""
-    lines = [
-        "['generate', 'x', '-m', 'demo', '-W', '100']",
-        "['generate', 'x', '-m', 'demo', '--scheduler', 'nope']",
-        "['generate', 'x', '-m', './nothing']",
-        "['generate', 'x', '-m', 'demo', '-o', '/dev/null/x/']",
-        "['generate', 'x', '-m', 'demo', '--device', 'cpu', '--dtype', 'fp16']",
-    ]
-    code = "import sys; from sdcli.cli.main import main\n"
-    code += "".join(f"assert main({argv}) not in (0, 70); assert 'torch' not in sys.modules\n" for argv in lines)
+    """All of the table, but for what only the system can refuse, in one process that never imports torch."""
+    lines = [(argv, code) for argv, code, _ in TABLE if "/proc/nothing/" not in argv]
+    code = (
+        "import sys; from sdcli.cli.main import main\n"
+        "open('file', 'w').close()\n"
+        f"for argv, code in {lines!r}:\n"
+        "    assert main(argv) == code, argv\n"
+        "    assert 'torch' not in sys.modules, argv\n"
+    )
     done = probe(code)  # type: ignore[operator]
     assert done.returncode == 0, done.stderr
 
@@ -122,17 +124,50 @@ def test_a_device_that_is_not_there(sdcli: Sdcli) -> None:
 
 
 def test_fp16_without_a_gpu(sdcli: Sdcli) -> None:
-    import torch
-
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        pytest.fail("this test is about a machine without a GPU: run it with CUDA_VISIBLE_DEVICES=")
     done = sdcli("generate", "x", *DEMO, "--dtype", "fp16")
     assert done.code == 2 and "156 times slower" in done.stderr
 
 
-def test_clip_skip_past_the_encoder(sdcli: Sdcli) -> None:
-    done = sdcli("generate", "x", *DEMO, "--clip-skip", "9")
-    assert done.code == 2 and "3 layers" in done.stderr
+def test_slices_finer_than_the_heads(sdcli: Sdcli) -> None:
+    done = sdcli("generate", "x", *DEMO, "--attention-slicing", "9999")
+    assert done.code == 2 and "slices of 9999 heads" in done.stderr
+
+
+def test_what_has_no_effect_is_said(sdcli: Sdcli) -> None:
+    done = sdcli("generate", "x", *DEMO, "--cfg", "1", "--negative", "red " * 100, "--json")
+    assert done.code == 0
+    assert done.events[0]["warnings"] == ["negative_prompt has no effect without guidance (a guidance scale over 1)"]
+
+
+def test_records_do_not_tell_where_a_model_lies(sdcli: Sdcli, tmp_path: Path) -> None:
+    from sdcli import models
+
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "shapes").symlink_to(models.demo_folder())
+    done = sdcli("generate", "x", "-m", "private/shapes", "--steps", "1", "-o", "{model}.png")
+    assert done.lines == ["shapes.png"]
+    assert record_of("shapes.png")["model"]["name"] == "shapes" and b"private" not in Path("shapes.png").read_bytes()
+    assert (
+        sdcli("generate", "x", "-m", "private/shapes", "-o", "{model}.png", "--dry-run", "-0").stdout == b"shapes.png\0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("generate x -m demo >&-", 73, "stdout is closed"),
+        ("schedulers >&-", 73, "stdout is closed"),
+        ("generate - -m demo <&-", 66, "stdin is closed"),
+        ("generate x --steps 0 2>&-", 2, ""),
+        ("--version >/dev/full", 74, "stdout can't be written"),
+        ("generate --help >/dev/full", 74, "stdout can't be written"),
+    ],
+)
+def test_closed_and_full_streams(tmp_path: Path, command: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m sdcli {command}", shell=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_stdin_that_is_not_text(process: Sdcli) -> None:
@@ -167,6 +202,8 @@ def test_one_of_several_fails(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> 
     done = sdcli("generate", "a star", *DEMO, "-s", "1", "-c", "3", "--json")
     assert done.code == 1
     assert [(e["event"], e.get("exit")) for e in done.events] == [("image", None), ("error", 76), ("image", None)]
+    (planned,) = sdcli("generate", "a star", *DEMO, "-s", "2", "--dry-run", "--json").events
+    assert done.events[1]["id"] == planned["id"]
     assert [p.name for p in sorted(Path().glob("*.png"))] == ["a-star-1.png", "a-star-3.png"]
 
 
@@ -174,6 +211,55 @@ def test_a_bug_says_so(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdcli.jobs.runner.run", lambda *a, **k: 1 / 0)
     done = sdcli("generate", "a star", *DEMO)
     assert done.code == 70 and "Traceback" in done.stderr and "please report it" in done.stderr
+
+
+def test_every_rung_is_announced_and_kept(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The U-Net runs out of memory as often as the ladder has rungs for a CPU; the rest is real."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    forward, fails = UNet2DConditionModel.forward, [4]
+
+    def short(self: UNet2DConditionModel, *args: object, **kwargs: object) -> object:
+        if fails[0]:
+            fails[0] -= 1
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", short)
+    done = sdcli("generate", "a star", *DEMO, "-s", "1", "-c", "2", "--batch-size", "2", "--json")
+    assert done.code == 0, done.stderr
+    rungs = ["batch-size-1", "attention-slicing", "attention-slicing-max", "vae-tiling"]
+    for event in done.events:
+        record = record_of(event["path"])
+        assert record["fallbacks"] == rungs and record["plan"]["pack_size"] == 1
+        assert record["plan"]["attention_slicing"] == "max" and record["plan"]["vae_tiling"] is True
+        assert "out of memory" in record["plan"]["reasons"]["attention_slicing"]
+    for said in ("drawing 1 at a time", "slicing attention", "as finely as it goes", "decoding in tiles"):
+        assert done.stderr.count(f"{said}\n") == 1
+    fails[0] = 99
+    done = sdcli("generate", "a star", *DEMO)
+    assert done.code == 75 and "after every fall-back" in done.stderr
+
+
+def test_decoding_again_in_fp32_is_that_pictures_own(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder's values are made not finite once, in half precision; a CPU's bf16 hardly ever overflows."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    decode, calls = AutoencoderKL.decode, []
+
+    def broken(self: AutoencoderKL, latent: torch.Tensor, *args: object, **kwargs: object) -> object:
+        calls.append(self.dtype)
+        found = decode(self, latent, *args, **kwargs)
+        return (found[0] * float("nan"),) if len(calls) == 1 else found
+
+    monkeypatch.setattr(AutoencoderKL, "decode", broken)
+    done = sdcli("generate", "a star", *DEMO, "-s", "1", "-c", "2", "--dtype", "bf16", "--json")
+    assert done.code == 0, done.stderr
+    assert calls == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert [record_of(e["path"])["fallbacks"] for e in done.events] == [["vae-fp32"], []]
+    assert done.stderr.count("decoding again in fp32") == 1
 
 
 def _little_memory() -> str:
@@ -257,14 +343,15 @@ def test_a_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals, code: 
 
 
 def test_ctrl_c_while_libraries_load(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sdcli", "generate", "a star", *DEMO]
+    command = [sys.executable, "-m", "sdcli", "generate", "a star", *DEMO, "--json"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert running.stderr is not None
     assert "loading demo" in running.stderr.readline()
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and out == "" and "Traceback" not in err
+    assert running.returncode == 130 and "error: interrupted" in err and "Traceback" not in err
+    assert json.loads(out)["exit"] == 130
 
 
 def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:

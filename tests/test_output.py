@@ -25,10 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcli import output
-from sdcli.errors import CannotCreateOutput, OutputFailed, UsageError
+from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed, UsageError
 from sdcli.options import options_of
 from sdcli.output import (
-    BATCH_DEFAULT,
     FIELDS,
     NAME_BYTES,
     Destination,
@@ -75,7 +74,10 @@ def left(folder: Path) -> list[str]:
 
 def test_default_names() -> None:
     assert named(to(None).text) == "a-red-circle-42.png"
-    assert named(to(None, 2, default=BATCH_DEFAULT).text) == "sdcli-batch/a-red-circle-42-01234567.png"
+    assert (
+        named(to(None, 2, default="sdcli-batch/{prompt:40}-{seed}-{id:8}.{format}").text)
+        == "sdcli-batch/a-red-circle-42-01234567.png"
+    )
 
 
 @pytest.mark.parametrize(
@@ -416,7 +418,7 @@ def test_stdout_that_is_full_closed_or_gone(monkeypatch: pytest.MonkeyPatch) -> 
     os.close(reading)
     gone = os.fdopen(writing, "w")
     cases: list[tuple[Any, type[BaseException], Callable[[], None]]] = [
-        (full, OutputFailed, full.close), (gone, BrokenPipeError, gone.close), (None, CannotCreateOutput, lambda: None),
+        (full, OutputFailed, full.close), (gone, ClosedPipe, gone.close), (None, CannotCreateOutput, lambda: None),
     ]  # fmt: skip
     for stream, failure, close in cases:
         with monkeypatch.context() as patch:

@@ -64,6 +64,5 @@ def test_every_shipped_preset_is_sound() -> None:
 
 
 def test_an_option_is_declared_once() -> None:
-    """`seed` is spelled in the request and, for machines, in the event; nowhere else but where it is used."""
     assert names()["steps"] is names()["num_inference_steps"]
     assert {"seed", "scheduler", "sampler", "cfg", "negative", "model", "device", "output"} <= set(names())

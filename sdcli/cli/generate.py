@@ -17,11 +17,11 @@ from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
-from sdcli.errors import BadInput, UsageError
+from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, UsageError
 from sdcli.jobs import jobs, runner
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
-from sdcli.record import SCHEMA, ModelRecord, job_id
+from sdcli.record import SCHEMA, job_id
 from sdcli.request import WHAT, GenerationRequest, JobOptions
 from sdcli.settings import DECIDED_LATER, Merged
 
@@ -82,8 +82,17 @@ def generate(
     results = Results(as_json=as_json, print0=print0)
     if as_json and print0:
         raise UsageError("--json and --print0 both want stdout", "leave one of them out")
-    texts = [_stdin() if p == "-" else _argument(p) for p in prompts]
+    if prompts.count("-") > 1:
+        raise UsageError("stdin can be read once", "give - once")
+    if sys.stdout is None:
+        raise CannotCreateOutput(
+            "stdout is closed: there is nowhere to print results", "redirect it, as in > /dev/null"
+        )
+    read = _stdin() if "-" in prompts else None
+    texts = [read if p == "-" and read is not None else _argument(p) for p in prompts]
     merged, model = resolve(typed | {"size": size}, preset or [], assign or [])
+    if "prompt" in merged.values:
+        raise UsageError(f"{merged.origins['prompt']}: the prompt is an argument here", "give it as PROMPT")
     request = merged.build(GenerationRequest, prompt="")
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
@@ -93,7 +102,7 @@ def generate(
         files, pictures=len(made), json=as_json, print0=print0, stdout_is_tty=sys.stdout.isatty() and not dry_run
     )
     if dry_run:
-        _dry_run(made, merged, model, spec, plan, where, results)
+        _dry_run(made, merged, model, spec, plan, where, read, results)
         return
     results.to_stdout = where.kind == "stdout"
     screen.say(f"loading {model.name} ...")
@@ -138,18 +147,10 @@ def check(request: GenerationRequest, model: Model, plan: DevicePlan) -> None:
         schedulers.require(entry)
     if entry is not None:
         schedulers.check(entry, eta=request.eta, steps=request.num_inference_steps)
-    for side in ("width", "height"):
-        pixels = getattr(request, side)
-        if pixels is not None and pixels % model.multiple:
-            below = pixels // model.multiple * model.multiple
-            hint = (
-                f"the nearest are {below} and {below + model.multiple}"
-                if below
-                else f"the smallest is {model.multiple}"
-            )
-            raise UsageError(
-                f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}", hint
-            )
+    models.check_size(model, request.width, request.height)
+    layers = model.encoder_layers
+    if layers is not None and request.clip_skip >= layers:
+        raise UsageError(f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
 
 
 def _argument(prompt: str) -> str:
@@ -161,6 +162,8 @@ def _argument(prompt: str) -> str:
 
 
 def _stdin() -> str:
+    if sys.stdin is None:
+        raise InputMissing("stdin is closed", "give the prompt as an argument")
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -179,15 +182,12 @@ def _dry_run(
     spec: ModelSpec,
     plan: DevicePlan,
     where: output.Destination,
+    read: str | None,
     results: Results,
 ) -> None:
     """Say what would be drawn, a `plan` a picture. What only a probe or the hub can tell is null."""
     seeded = merged.values.get("seed") not in (None, -1)
-    identity = None
-    if model.is_here and model.family is not None:
-        identity = ModelRecord(
-            name=model.name, family=model.family.name, repo=model.repo, commit=model.commit, files=models.hashes(model)
-        )
+    identity = pipeline.identity(model) if model.is_here else None
     asked_plan = msgspec.to_builtins(plan)
     shown_plan = {k: None if v == "auto" else v for k, v in asked_plan.items()}
     for job in made:
@@ -196,7 +196,11 @@ def _dry_run(
         id = job_id(request, identity) if complete and identity else None
         shown = msgspec.to_builtins(request)
         origins = {f: merged.origins.get(f, "default") for f in (*shown, *asked_plan, "model", "vae", "safety_checker")}
-        origins["prompt"] = "argument"
+        origins["prompt"] = "stdin" if read and job.request.prompt == read else "argument"
+        if request.eta != job.request.eta:
+            origins["eta"] = f"scheduler {request.scheduler or model.name}"
+        if request.scheduler is None:
+            origins["scheduler"] = f"model {model.name}"
         if not seeded:
             shown["seed"] = None
         for side in ("width", "height"):
@@ -208,7 +212,7 @@ def _dry_run(
         origins |= dict.fromkeys(later, DECIDED_LATER)
         path = _planned_path(where, job, request, id, model, seeded)
         facts: dict[str, Any] = {
-            "name": model.name, "family": model.family.name if model.family else None, "repo": model.repo,
+            "name": model.shown_name, "family": model.family.name if model.family else None, "repo": model.repo,
             "commit": model.commit, "files": identity.files if identity else None, "adapters": [], "vae": spec.vae,
             "safety_checker": spec.safety_checker,
         }  # fmt: skip
@@ -219,7 +223,9 @@ def _dry_run(
         if results.as_json:
             results.event(event)
             continue
-        results.line(f"{path or '(named at run time)'}")
+        results.line(path or "(named at run time)")
+        if results.print0:
+            continue
         for field, value in {**shown, "model": model.name, **shown_plan}.items():
             text = "-" if value is None else json.dumps(value, ensure_ascii=True)
             results.line(f"  {field:<20} {text:<36} {origins[field]}")
@@ -236,7 +242,7 @@ def _planned_path(
     if output.fields_of(where.text) & unknown:
         return None
     naming = output.Naming(
-        when=datetime.now(), prompt=request.prompt, seed=request.seed, id=id or "", model=model.alias,
+        when=datetime.now(), prompt=request.prompt, seed=request.seed, id=id or "", model=output.short(model.shown_name),
         scheduler=request.scheduler, steps=request.num_inference_steps, width=request.width, height=request.height,
         index=job.index, line=job.line, name=job.name,
     )  # fmt: skip

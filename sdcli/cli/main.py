@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import __version__
+from sdcli.cli.results import Results
 from sdcli.cli.screen import Screen
-from sdcli.errors import BUG, ClosedPipe, Interrupted, OutputFailed, SdcliError, UsageError
+from sdcli.errors import Bug, ClosedPipe, Interrupted, OutputFailed, SdcliError, UsageError
 
 app = typer.Typer(
     name="sdcli",
@@ -28,7 +30,7 @@ screen = Screen()
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"sdcli {__version__}")
+        Results().line(f"sdcli {__version__}")
         raise typer.Exit
 
 
@@ -47,6 +49,8 @@ def sdcli(
 def entry() -> None:
     """The console script. Leaves without Python's tidying up, which takes a tenth of a short run, once all is flushed."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stderr is None:  # closed by whoever started us: nobody is to be told
+        sys.stderr = open(os.devnull, "w")
     code = main(sys.argv[1:])
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
@@ -58,6 +62,7 @@ def entry() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run a command line; return its exit code."""
     screen.verbosity = 0
+    screen.argv = argv
     interrupted = 128 + signal.SIGINT
     try:
         # A command's rooms are imported when it is called for.
@@ -79,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
         if usage is not None:  # Typer's own word on argv
             command = getattr(getattr(error, "ctx", None), "command_path", "sdcli")
             return _fail(UsageError(usage(), f"`{command} --help` lists what there is"), argv)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):  # Typer's own printing of help
+            return _fail(OutputFailed(f"stdout can't be written: {error.strerror}", "redirect it elsewhere"), argv)
         traceback.print_exc()
         return _fail(
             Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it with the lines above"),
@@ -86,17 +93,11 @@ def main(argv: Sequence[str]) -> int:
         )
 
 
-class Bug(SdcliError):
-    exit_code = BUG
-    slug = "bug"
-
-
 def _fail(error: SdcliError, argv: Sequence[str]) -> int:
     screen.error(error)
     if screen.verbosity >= 2 and not isinstance(error, Interrupted):
         traceback.print_exception(error.__cause__ or error)
     if "--json" in argv and "--" not in argv[: argv.index("--json")] and error.slug != "some-failed":
-        from sdcli.cli.results import Results
         from sdcli.jobs import events
 
         try:
@@ -134,8 +135,7 @@ def leaving_at_once() -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        screen.error(Interrupted(number))
-        os._exit(128 + number)
+        os._exit(_fail(Interrupted(number), screen.argv))
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

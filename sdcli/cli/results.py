@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from sdcli.errors import ClosedPipe, OutputFailed
+from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed
 
 
 class Results:
@@ -26,6 +26,8 @@ class Results:
 
     def line(self, text: str) -> None:
         """Print one result."""
+        if sys.stdout is None:
+            raise CannotCreateOutput("stdout is closed", "redirect it, as in > /dev/null")
         try:
             # Paths are bytes to the system: what is no UTF-8 goes out as it came in.
             sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + (b"\0" if self.print0 else b"\n"))

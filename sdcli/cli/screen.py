@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Screen:
 
     def __init__(self, verbosity: int = 0) -> None:
         self.verbosity = verbosity
+        self.argv: Sequence[str] = ()
         self._progress: Any = None
         self._task: Any = None
 

@@ -29,15 +29,13 @@ def image(job: Job, record: Record, path: str | None, format: str, warnings: tup
     }
 
 
-def error(
-    failure: SdcliError, *, id: str | None = None, path: str | None = None, line: int | None = None
-) -> dict[str, Any]:
+def error(failure: SdcliError, *, line: int | None = None) -> dict[str, Any]:
     """Return the event of a failure: a job's, or the command's."""
     return {
         "schema": SCHEMA,
         "event": "error",
-        "id": id,
-        "path": path,
+        "id": failure.id,
+        "path": None,
         "line": line,
         "exit": failure.exit_code,
         "code": failure.slug,

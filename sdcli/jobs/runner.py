@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sdcli import metadata, output
-from sdcli.errors import SOME_FAILED, ClosedPipe, Interrupted, OutOfMemory, OutputFailed, SdcliError
+from sdcli.errors import ClosedPipe, Interrupted, OutOfMemory, OutputFailed, SdcliError, SomeFailed
 from sdcli.jobs import events
 from sdcli.jobs.jobs import Job
 
@@ -28,13 +28,6 @@ class Watcher(Protocol):
     def error(self, error: SdcliError) -> None: ...
     def step(self, step: Step, label: str) -> None: ...
     def stop(self) -> None: ...
-
-
-class SomeFailed(SdcliError):
-    """Some of several jobs failed; each has been told already."""
-
-    exit_code = SOME_FAILED
-    slug = "some-failed"
 
 
 def run(
@@ -68,6 +61,8 @@ def run(
                 _finish(pack[done], image, destination, how, tell, watcher)
                 done += 1
         except SdcliError as error:
+            if len(pack) == 1:
+                error.id = pipeline.id_of(pack[0].request)
             if len(jobs) == 1 or isinstance(error, ENDS_ALL):
                 raise
             if len(pack) > 1:
