@@ -78,7 +78,7 @@ class KnownModel:
 
 
 KNOWN = (
-    KnownModel(alias=DEMO, repo=None, defaults={"guidance_scale": 5.0}),
+    KnownModel(alias=DEMO, repo=None, defaults={"guidance_scale": 2.0}),
     KnownModel(alias="sd15", repo=DEFAULT),
 )
 ALIASES = {k.alias: k for k in KNOWN}

@@ -117,7 +117,7 @@ def test_every_scheduler_draws_the_right_thing(sdcli: Sdcli, name: str) -> None:
 
 
 def _table(count: int) -> None:
-    results = judge.evaluate(judge.model_drawing(DEMO), count)
+    results = judge.evaluate(judge.model_drawing(DEMO, steps=25, guidance_scale=2.0), count)
     print(judge.table(results))
     short = [r for r in results if not r.ok]
     assert not short, judge.table(results)

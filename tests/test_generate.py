@@ -73,7 +73,7 @@ def test_infotext_is_a1111s(sdcli: Sdcli) -> None:
     prompt, negative, details = text.split("\n")
     assert (prompt, negative) == ("a red heart", "Negative prompt: blue, green")
     assert details.startswith(
-        "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 5, Size: 128x128, Model: demo, Clip skip: 2"
+        "Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 2, Seed: 5, Size: 128x128, Model: demo, Clip skip: 2"
     )
 
 
@@ -81,7 +81,7 @@ def test_infotext_is_a1111s(sdcli: Sdcli) -> None:
     "options",
     [
         ["--steps", "4"],
-        ["--cfg", "2"],
+        ["--cfg", "6"],
         ["--negative", "a blue square"],
         ["--scheduler", "euler-a"],
         ["--clip-skip", "1"],

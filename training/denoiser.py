@@ -1,6 +1,6 @@
 """Train the noise predictor with its text encoder, and put the finished model together.
 
-    python -m training.denoiser --autoencoder build/autoencoder --words build/words --out build/denoiser --steps 6000
+    python -m training.denoiser --autoencoder build/autoencoder --words build/words --out build/denoiser --steps 5000
 
 Noise is added to a random picture's latent at a random one of 1,000 scaled-linear steps, and the U-Net predicts it
 (Ho et al. 2020, arXiv 2006.11239; Rombach et al. 2022, arXiv 2112.10752). The caption is dropped for a tenth, so that
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--words", type=Path, default=Path("build/words"))
     parser.add_argument("--out", type=Path, default=Path("build/denoiser"))
     parser.add_argument("--pictures", type=int, default=60_000)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument(
@@ -136,6 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--average", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--placed", type=float, default=SHARES["placed"], help="how often places and sizes are shown")
     parser.add_argument("--start", type=Path, help="a model folder whose weights to begin with")
     args = parser.parse_args()
 
@@ -150,6 +151,8 @@ def main() -> None:
     asks, latents = cache(vae, args.pictures, args.seed, args.out / "latents.pt")
     noise = DDPMScheduler(**NOISE)
     signal = noise.alphas_cumprod
+    others = (1 - args.placed) / (1 - SHARES["placed"])
+    shares = {kind: args.placed if kind == "placed" else share * others for kind, share in SHARES.items()}
     of_kind = {kind: [i for i, asked in enumerate(asks) if asked.kind == kind] for kind in SHARES}
     where = words.Layout()
     parameters = [*unet.parameters(), *encoder.parameters(), *where.parameters()]
@@ -168,7 +171,7 @@ def main() -> None:
         torch.manual_seed(args.seed * 1_000_003 + step)
         # Two and three chunks are rare, and a whole batch has the same number: their encodings are joined end to end.
         chunks = rng.choices((1, 2, 3), (0.96, 0.03, 0.01))[0]
-        kinds = rng.choices(list(SHARES), list(SHARES.values()), k=args.batch)
+        kinds = rng.choices(list(shares), list(shares.values()), k=args.batch)
         picked = [rng.choice(of_kind[kind]) for kind in kinds]
         captions = [draw.say(asks[i], rng) if rng.random() > 0.1 else "" for i in picked]
         if chunks > 1:

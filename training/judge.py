@@ -613,7 +613,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=_positive, default=200, help="prompts a row (%(default)s)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="only these rows")
     parser.add_argument("--steps", type=_positive, default=25, help="steps a picture (%(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=5.0, help="how hard to follow the prompt (%(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="how hard to follow the prompt (%(default)s)")
     parser.add_argument("--scheduler", metavar="CLASS", help="a diffusers scheduler in place of the model's own")
     parser.add_argument("--width", type=_positive, help="pixels (as the model says)")
     parser.add_argument("--height", type=_positive, help="pixels (as the model says)")
