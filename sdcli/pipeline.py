@@ -251,7 +251,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out; CPU and Metal say so in a plain RuntimeError."""
     import torch
 
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    # The last is oneDNN's word for it.
+    words = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
     )

@@ -135,7 +135,7 @@ def test_the_judges_table() -> None:
 
 def test_the_card_has_what_a_card_has() -> None:
     card = (DEMO / "README.md").read_text("utf-8")
-    for word in ("CC0", "held back", "can't do", "python -m training.judge", "| one thing, held-back triples |"):
+    for word in ("CC0", "Held back", "can't do", "python -m training.judge", "| one thing, held-back triples |"):
         assert word in card
     assert (DEMO / "LICENSE").read_text("utf-8").startswith("Creative Commons Legal Code")
     assert Path("sdcli/demo") == DEMO.relative_to(DEMO.parent.parent)

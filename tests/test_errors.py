@@ -275,6 +275,7 @@ def _little_memory() -> str:
     )
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_down_the_ladder(probe: object, tmp_path: Path) -> None:
     """Decoding 1600 x 1600 at once takes more than is there; in tiles it does not."""
     code = _little_memory().format(room=600, more=["--size", "1600x1600", "--threads", "1"])
@@ -285,6 +286,7 @@ def test_out_of_memory_goes_down_the_ladder(probe: object, tmp_path: Path) -> No
     assert "out of memory; decoding in tiles" in done.stderr
 
 
+@pytest.mark.slow
 def test_out_of_memory_after_all(probe: object, tmp_path: Path) -> None:
     code = _little_memory().format(room=300, more=["--size", "1600x1600", "--threads", "1"])
     done = probe(code)  # type: ignore[operator]

@@ -415,6 +415,7 @@ def fetch(name: str, hub: Hub, folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=120, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_download_that_broke_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     repo = hub.repos["org/broken"]
     said, code = fetch("org/broken", hub, tmp_path).splitlines()

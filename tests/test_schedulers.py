@@ -289,6 +289,7 @@ def test_lands_on_the_picture(entry: Scheduler, steps: int) -> None:
 
 
 @each
+@pytest.mark.slow
 def test_draws_the_distribution(entry: Scheduler) -> None:
     """At 25 steps the mean and the spread of Gaussian data come out. The solvers of ODEs start without the trace of
     the mean that the noisiest step of training still has (0.068 of it), and end 0.02 below.
