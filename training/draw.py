@@ -309,14 +309,14 @@ def say(asked: Ask, rng: random.Random, *, plain: bool = False) -> str:
     return body
 
 
-FILLER = (
+_WORDS = (
     "soft light morning air quiet old wooden table beside open window long road over green hills slow river under bridge "
     "warm summer evening with gentle wind and distant music people walking home after work while birds sing in tall trees "
     "there is nothing more to see here but it was a good day for painting something simple in my small book about many "
     "things that we like very much every time when clouds move along behind mountains near sea water sand stone house "
     "garden flowers bread coffee paper letter winter snow cold bright new clear deep fine kind happy little story"
-).split()
-FILLER = tuple(w for w in FILLER if w not in COLOURS and w not in SIZES)
+)
+FILLER = tuple(w for w in _WORDS.split() if w not in COLOURS and w not in SIZES)
 
 
 def fill(rng: random.Random, words: int) -> str:
