@@ -112,7 +112,7 @@ def test_infotext_to_the_letter() -> None:
         scheduler=SchedulerRecord(
             name="dpm++2m-karras", class_name="DPMSolverMultistepScheduler", sampler="DPM++ 2M", schedule_type="Karras"
         ),
-        model=ModelRecord(name="/home/me/models/sd15.safetensors", family="sd1", files={"sd15.safetensors": SHA}),
+        model=ModelRecord(name="/models/sd15.safetensors", family="sd1", files={"sd15.safetensors": SHA}),
     )  # fmt: skip
     assert infotext(made) == (
         "a cat,\non a mat\nNegative prompt: dog\n"
