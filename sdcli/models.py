@@ -738,6 +738,13 @@ def check_size(model: Model, width: int | None, height: int | None) -> None:
             )
 
 
+def check_clip_skip(model: Model, clip_skip: int) -> None:
+    """Refuse to leave out more layers than the model's text encoder has to spare."""
+    layers = model.encoder_layers
+    if layers is not None and clip_skip >= layers:
+        raise UsageError(f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
+
+
 def count_parameters(model: Model) -> int:
     """Return how many parameters loading a model brings, read off its files' headers."""
     shapes = [

@@ -258,20 +258,26 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def scheduler_of(request: GenerationRequest, model: Model) -> schedulers.Scheduler | None:
+    """Return the entry of the scheduler that will run: the one asked for, or the model's own if the table has it."""
+    if request.scheduler:
+        return schedulers.find(request.scheduler)
+    own = model.scheduler
+    return schedulers.from_class(str(own.get("_class_name")), own) if own else None
+
+
 def resolve(request: GenerationRequest, model: Model) -> GenerationRequest:
     """Return the request with all that the model and the scheduler decide filled in, names in their canonical form.
 
     Width and height stay None for a model that is not here yet.
     """
-    entry = asked = schedulers.find(request.scheduler) if request.scheduler else None
-    if entry is None and model.scheduler is not None:
-        entry = schedulers.from_class(str(model.scheduler.get("_class_name")), model.scheduler)
+    entry = scheduler_of(request, model)
     width, height = model.size or (None, None)
     return msgspec.structs.replace(
         request,
         width=request.width or width,
         height=request.height or height,
-        scheduler=asked.name if asked else None,
+        scheduler=entry.name if entry and request.scheduler else None,
         eta=entry.eta if entry and request.eta is None else request.eta,
     )
 
@@ -486,11 +492,7 @@ class Pipeline:
         if (text, clip_skip) not in self._encoded:
             pipe = self.pipe
             encoder = pipe.text_encoder
-            layers = encoder.config.num_hidden_layers
-            if clip_skip >= layers:
-                raise UsageError(
-                    f"{self.model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}"
-                )
+            models.check_clip_skip(self.model, clip_skip)
             ids = pipe.tokenizer(
                 text,
                 padding="max_length",

@@ -45,9 +45,8 @@ def names() -> dict[str, Option]:
     for record in RECORDS:
         for option in options_of(record):
             for name in option.names:
-                if not name.startswith("no_"):
-                    assert name not in found, f"two options are called {name}"
-                    found[name] = option
+                assert name not in found, f"two options are called {name}"
+                found[name] = option
     return found
 
 
@@ -93,7 +92,7 @@ def convert(name: str, value: Any, origin: str) -> Any:
     option = names()[name]
     # A path is bytes to the system, and may be no UTF-8.
     path = option.field in ("output", "model", "vae")
-    if isinstance(value, str) and not path and not _is_unicode(value):
+    if isinstance(value, str) and not path and not is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field == "tags":
         try:
@@ -114,7 +113,8 @@ def convert(name: str, value: Any, origin: str) -> Any:
         raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{close}", hint) from None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; what argv and files carry otherwise comes as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

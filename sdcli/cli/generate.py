@@ -140,24 +140,18 @@ def resolve(typed: Mapping[str, Any], presets: Sequence[str], assigned: Sequence
 def check(request: GenerationRequest, model: Model, plan: DevicePlan) -> None:
     """Refuse what can be refused without torch."""
     device.check(plan)
-    own = model.scheduler
-    entry = schedulers.from_class(str(own.get("_class_name")), own) if own else None
-    if request.scheduler is not None:
-        entry = schedulers.find(request.scheduler)
+    entry = pipeline.scheduler_of(request, model)
+    if entry is not None and request.scheduler:
         schedulers.require(entry)
     if entry is not None:
         schedulers.check(entry, eta=request.eta, steps=request.num_inference_steps)
     models.check_size(model, request.width, request.height)
-    layers = model.encoder_layers
-    if layers is not None and request.clip_skip >= layers:
-        raise UsageError(f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
+    models.check_clip_skip(model, request.clip_skip)
 
 
 def _argument(prompt: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UsageError("the prompt is not UTF-8", "check the terminal's or the script's encoding") from None
+    if not settings.is_unicode(prompt):
+        raise UsageError("the prompt is not UTF-8", "check the terminal's or the script's encoding")
     return prompt
 
 

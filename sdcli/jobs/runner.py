@@ -48,7 +48,7 @@ def run(
     packs = [list(jobs[i : i + batch_size]) for i in range(0, len(jobs), batch_size)]
     while packs:
         pack, done = packs.pop(0), 0
-        listen = partial(_step, watcher, _label(pack[0], len(jobs)))
+        listen = partial(watcher.step, label=_label(pack[0], len(jobs)))
         try:
             for image in pipeline.generate(
                 [j.request for j in pack],
@@ -76,10 +76,6 @@ def run(
             watcher.stop()
     if failed:
         raise SomeFailed(f"{failed} of {len(jobs)} pictures failed", "the lines above say why")
-
-
-def _step(watcher: Watcher, label: str, step: Step) -> None:
-    watcher.step(step, label)
 
 
 def _finish(
