@@ -39,6 +39,10 @@ from sdcli.request import GenerationRequest, draw_seed
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
+# What embeddings of prompts that may come again are kept: some 1,100 texts of SD 1.5 in fp16.
+ENCODED_BYTES = 128 * 2**20
+# The largest pack that `auto` takes: larger ones gain little (benchmarks/README.md), and more is lost with a kill.
+LARGEST_PACK = 16
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 Say = Callable[[str], None]
 
@@ -316,6 +320,7 @@ class Pipeline:
         self.pack_limit: int | None = None
         self._own_scheduler = pipe.scheduler
         self._encoded: dict[tuple[str, int], Any] = {}
+        self._encoded_bytes = 0
         pipe.set_progress_bar_config(disable=True)
         if self.slicing != "off":
             self._slice_attention(self.slicing)
@@ -346,8 +351,10 @@ class Pipeline:
     ) -> Iterator[GeneratedImage]:
         """Draw requests in their order, up to `batch_size` neighbours that can share a pass at once.
 
-        A request without a seed gets one. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values
-        were not finite, which takes its pack with it; the packs before have been yielded.
+        Every pass has `batch_size` pictures: where fewer are left, copies of the last fill it up and are thrown away, so
+        that at one size a picture is the same, bit for bit on a CPU, whoever its neighbours are. A request without a seed
+        gets one. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values were not finite, which
+        takes its pack with it; the packs before have been yielded.
         """
         templates = templates or [None] * len(requests)
         tags = tags or [{}] * len(requests)
@@ -356,16 +363,70 @@ class Pipeline:
         while start < len(resolved):
             end = start + 1
             limit = min(batch_size, self.pack_limit or batch_size)
-            while end < len(resolved) and end - start < limit and _shape(resolved[end]) == _shape(resolved[start]):
+            while end < len(resolved) and end - start < limit and shape(resolved[end]) == shape(resolved[start]):
                 end += 1
             try:
-                yield from self._draw(resolved[start:end], templates[start:end], tags[start:end], listener)
+                yield from self._draw(resolved[start:end], templates[start:end], tags[start:end], limit, listener)
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, SdcliError) or not out_of_memory(error):
                     raise
-                self._fall_back(end - start, error)
+                self._fall_back(limit, error)
                 continue
             start = end
+
+    def largest_pack(self, request: GenerationRequest, at_most: int = LARGEST_PACK) -> int:
+        """Return how many pictures like `request` fit into one pass: a power of two, at most `at_most`.
+
+        On an accelerator passes of the U-Net are tried, the largest first. A CPU's memory runs out only when another
+        process is killed for it; so there it is reckoned: what all layers of one pass give out, against half of what is free.
+        """
+        size = 1 << max(0, at_most.bit_length() - 1)
+        request = resolve(request, self.model)
+        if self.decision.device == "cpu":
+            import psutil
+
+            room = psutil.virtual_memory().available // 2
+            taken = self._pass(request, 1) if size > 1 else 0
+            while size > 1 and size * taken > room:
+                size //= 2
+            return size
+        while size > 1:
+            try:
+                self._pass(request, size)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._forget(error)
+                size //= 2
+        return size
+
+    def _pass(self, request: GenerationRequest, size: int) -> int:
+        """Run the U-Net once, for a pack of that size; return the bytes that its layers gave out, all together."""
+        import torch
+
+        unet, factor = self.pipe.unet, self.pipe.vae_scale_factor
+        assert request.width is not None and request.height is not None
+        rows = size * (2 if request.guidance_scale > 1 else 1)
+        given = 0
+
+        def count(_: Any, __: Any, out: Any) -> None:
+            nonlocal given
+            given += out.nbytes if isinstance(out, torch.Tensor) else 0
+
+        hooks = [m.register_forward_hook(count) for m in unet.modules() if not list(m.children())]
+        try:
+            with torch.no_grad():
+                device, dtype = self.pipe._execution_device, unet.dtype
+                words = self._encode("", request.clip_skip).expand(rows, -1, -1)
+                side = (request.height // factor, request.width // factor)
+                latents = torch.zeros((rows, unet.config.in_channels, *side), dtype=dtype, device=device)
+                unet(latents, 1, encoder_hidden_states=words)
+                _backend(self.decision.device).synchronize()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return given
 
     def id_of(self, request: GenerationRequest) -> str:
         """Return the id that a request with its seed has as a job on this model."""
@@ -376,19 +437,21 @@ class Pipeline:
         pack: Sequence[GenerationRequest],
         templates: Sequence[str | None],
         tags: Sequence[dict[str, str]],
+        size: int,
         listener: Listener | None,
     ) -> list[GeneratedImage]:
-        """Draw one pack in one pass; its pictures are made before any is given out, so that a pack can be tried again."""
+        """Draw one pack in a pass of `size`; its pictures are made before any is given out, so that it can be tried again."""
         import torch
 
         first, began = pack[0], time.monotonic()
         assert first.width is not None and first.height is not None
         models.check_size(self.model, first.width, first.height)
         factor = self.pipe.vae_scale_factor
-        scheduler, scheduler_record = self._scheduler(pack)
+        filled = [*pack, *[pack[-1]] * (size - len(pack))]
+        scheduler, scheduler_record = self._scheduler(filled)
         self.pipe.scheduler = scheduler
         dtype = self.pipe.unet.dtype
-        generators = [torch.Generator("cpu").manual_seed(_seed(r)) for r in pack]
+        generators = [torch.Generator("cpu").manual_seed(_seed(r)) for r in filled]
         shape = (1, self.pipe.unet.config.in_channels, first.height // factor, first.width // factor)
         # Drawn in fp32 on the CPU, each from its own generator: the same start on any device, in any pack.
         noise = torch.cat([torch.randn(shape, generator=g, dtype=torch.float32) for g in generators])
@@ -403,8 +466,8 @@ class Pipeline:
         with torch.no_grad(), warnings.catch_warnings():
             # torchsde tells of how far past a step's end rounding takes it.
             warnings.filterwarnings("ignore", module="torchsde")
-            embeds = torch.cat([self._encode(r.prompt, r.clip_skip) for r in pack])
-            negative = torch.cat([self._encode(r.negative_prompt, r.clip_skip) for r in pack]) if guided else None
+            embeds = torch.cat([self._encode(r.prompt, r.clip_skip) for r in filled])
+            negative = torch.cat([self._encode(r.negative_prompt, r.clip_skip) for r in filled]) if guided else None
             latents = self.pipe(
                 prompt_embeds=embeds,
                 negative_prompt_embeds=negative,
@@ -422,7 +485,7 @@ class Pipeline:
             _backend(self.decision.device).synchronize()
             drawn = time.monotonic()
             # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it.
-            images, notes = zip(*(self._decode(latent[None]) for latent in latents), strict=True)
+            images, notes = zip(*(self._decode(latent[None]) for latent in latents[: len(pack)]), strict=True)
             flags = self._flag(images)
             if self.offload != "none":
                 # Decoding brought the autoencoder back after the pass had sent all away.
@@ -431,7 +494,7 @@ class Pipeline:
         seconds = SecondsRecord(
             load=round(self.seconds_to_load, 3), draw=round(drawn - began, 3), decode=round(decoded - drawn, 3)
         )
-        plan = self._plan(len(pack))
+        plan = self._plan(size)
         results = []
         for request, image, noted, flagged, template, own_tags in zip(
             pack, images, notes, flags, templates, tags, strict=True
@@ -512,9 +575,13 @@ class Pipeline:
                 hidden = norm(found.hidden_states[-(clip_skip + 1)])
             else:
                 hidden = found[0]
-            if len(self._encoded) >= 64:
-                self._encoded.pop(next(iter(self._encoded)))
             self._encoded[text, clip_skip] = hidden.to(dtype=encoder.dtype, device=device)
+            self._encoded_bytes += hidden.nbytes
+            while self._encoded_bytes > ENCODED_BYTES and len(self._encoded) > 2:
+                self._encoded_bytes -= self._encoded.pop(next(iter(self._encoded))).nbytes
+        else:
+            # The one that was used last goes last, so that a negative prompt which all rows share never does.
+            self._encoded[text, clip_skip] = self._encoded.pop((text, clip_skip))
         return self._encoded[text, clip_skip]
 
     def _decode(self, latent: Any) -> tuple[Any, tuple[str, ...]]:
@@ -664,7 +731,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _shape(request: GenerationRequest) -> tuple[Any, ...]:
+def shape(request: GenerationRequest) -> tuple[Any, ...]:
     """Return what requests must share to be drawn in one pass."""
     varies = {"prompt", "negative_prompt", "seed", "clip_skip"}
     return tuple(getattr(request, f) for f in request.__struct_fields__ if f not in varies)
