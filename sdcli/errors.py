@@ -24,7 +24,9 @@ from collections.abc import Iterable
 
 
 class SdcliError(Exception):
-    """An expected failure: `message` says what happened, `hint` what to do about it, `id` which job it happened to."""
+    """An expected failure: `message` says what happened, `hint` what to do about it, `id` and `line` which job it
+    happened to. `told`: machines have heard of it already, and get no line of its own for it.
+    """
 
     exit_code = 1
     slug = "error"
@@ -34,10 +36,16 @@ class SdcliError(Exception):
         self.message = message
         self.hint = hint
         self.id: str | None = None
+        self.line: int | None = None
+        self.told = False
 
 
 class SomeFailed(SdcliError):
     slug = "some-failed"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.told = True
 
 
 class Bug(SdcliError):

@@ -31,10 +31,14 @@ FIELDS = (
     "date", "time", "prompt", "seed", "id", "model", "scheduler", "steps", "width", "height", "index", "line", "name",
     "format",
 )  # fmt: skip
-ENDINGS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+ENDINGS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp", ".avif": "avif"}
 
 # Linux's and macOS's limit for one name in a path, less room for a suffix such as -12345.
 NAME_BYTES = 255 - 8
+
+
+# A bound that holds for a number and not for None stands inside the union.
+Quality = Annotated[int, msgspec.Meta(ge=1, le=100)]
 
 
 class OutputPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,16 +52,20 @@ class OutputPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = None  # fmt: skip
     format: Annotated[
-        Literal["png", "jpg", "webp"] | None,
-        meta("png, or what the output's ending says.", "--format", panel=COMES_OUT),
+        Literal["png", "jpg", "webp", "avif"] | None,
+        meta("png, jpg, webp, avif; or as the output ends.", "--format", panel=COMES_OUT),
+    ] = None
+    quality: Annotated[
+        Quality | None,
+        meta("1 to 100, for jpg, webp (100: lossless), avif.", "--quality", panel=COMES_OUT),
     ] = None
     overwrite: Annotated[
         bool,
         meta("Overwrite; else a taken name gets -2, -3.", "--overwrite", panel=COMES_OUT),
     ] = False
     metadata: Annotated[
-        Literal["full", "none"],
-        meta("What the file says of its making: full or none.", "--metadata", panel=COMES_OUT),
+        Literal["full", "minimal", "none"],
+        meta("full; minimal: no prompt; none.", "--metadata", panel=COMES_OUT),
     ] = "full"
 
 
@@ -67,6 +75,7 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["stdout", "exact", "template"]
     text: str
     format: str
+    quality: int | None = None
     overwrite: bool
 
 
@@ -121,7 +130,7 @@ def resolve(
         return _destination("stdout", output, plan, None)
     if "{" in output:
         template = output + os.path.basename(default) if output.endswith("/") else output
-    elif output.endswith("/") or (os.path.isdir(output) and _ending(output) is None):
+    elif is_folder(output):
         template = os.path.join(_escape(output), os.path.basename(default))
     elif ending := _ending(output):
         _one(pictures, "one path")
@@ -133,9 +142,25 @@ def resolve(
     return _template(template, plan, pictures)
 
 
+def is_folder(output: str) -> bool:
+    """Say whether an output means a folder: it ends with /, or is one that is there and has no picture's ending."""
+    return "{" not in output and (output.endswith("/") or (os.path.isdir(output) and _ending(output) is None))
+
+
 def fields_of(template: str) -> frozenset[str]:
     """Return the fields that a template uses. Raises UsageError if it is none."""
     return frozenset(field for _, field, _ in _parse(template) if field)
+
+
+def folder_of(destination: Destination) -> tuple[Path, int]:
+    """Return the folder that pictures go to as far as it is the same for all, and how many levels under it they lie."""
+    if destination.kind != "template":
+        return Path(os.path.dirname(destination.text)), 0
+    known, rest, varies = "", "", False
+    for literal, field, _ in _parse(destination.text):
+        known, rest = (known, rest + literal) if varies else (known + literal, rest)
+        varies = varies or field is not None
+    return Path(os.path.dirname(known)), rest.count("/")
 
 
 def short(model: str) -> str:
@@ -196,27 +221,24 @@ def _destination(
     if said and plan.format and said != plan.format:
         raise UsageError(f"{text!r} ends in {ending}, and --format says {plan.format}", "leave one of them out")
     format = said or plan.format or "png"
-    check_format(format)
-    return Destination(kind=kind, text=text, format=format, overwrite=plan.overwrite or kind == "exact")
+    check_format(format, plan.quality)
+    return Destination(
+        kind=kind, text=text, format=format, quality=plan.quality, overwrite=plan.overwrite or kind == "exact"
+    )
 
 
 def _template(template: str, plan: OutputPlan, pictures: int) -> Destination:
-    pieces = _parse(template)
+    fields = fields_of(template)
     ending = _ending(template)
     if ending is None:
         raise UsageError(f"the template {template!r} has no picture's ending", "add .{format} at its end, or .png")
-    if plan.overwrite and pictures > 1 and not fields_of(template) & {"seed", "id", "index"}:
+    if plan.overwrite and pictures > 1 and not fields & {"seed", "id", "index"}:
         # Overwriting is meant for what was there before the run, not for its own pictures.
         raise UsageError(
             f"with --overwrite the pictures may all get one name from {template!r}", "add {seed}, {id} or {index}"
         )
     destination = _destination("template", template, plan, ending)
-    known = ""
-    for literal, field, _ in pieces:
-        known += literal
-        if field:
-            break
-    _check_folder(Path(os.path.dirname(known)))
+    _check_folder(folder_of(destination)[0])
     return destination
 
 
@@ -324,10 +346,14 @@ def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
     if destination.kind == "stdout":
         _to_stdout(data)
         return None
-    text = destination.text
+    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite)
+
+
+def path_of(destination: Destination, naming: Naming) -> str:
+    """Return the path that a picture gets if it is not taken."""
     if destination.kind == "template":
-        text = expand(text, naming, destination.format)
-    return write(Path(text), data, overwrite=destination.overwrite)
+        return expand(destination.text, naming, destination.format)
+    return destination.text
 
 
 def write(path: Path, data: bytes, *, overwrite: bool) -> Path:
@@ -338,7 +364,7 @@ def write(path: Path, data: bytes, *, overwrite: bool) -> Path:
     """
     temporary = path.parent / f".sdcli-{secrets.token_hex(8)}.part"
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         try:
             # "x" makes it with the mode that the umask leaves, and never through somebody's link.
             with temporary.open("xb") as file:
@@ -352,7 +378,7 @@ def write(path: Path, data: bytes, *, overwrite: bool) -> Path:
         finally:
             with suppress(OSError):  # It is not there any more, or what went wrong before is said instead.
                 temporary.unlink()
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _failure(error, path) from error
     except UnicodeEncodeError as error:
@@ -381,6 +407,13 @@ def _place(temporary: Path, path: Path) -> Path:
     return _place_without_links(temporary, path)
 
 
+def set_aside(path: Path) -> None:
+    """Give a file the next free name (-2, -3 ...)."""
+    aside = next(name for name in itertools.islice(_names(path), 1, None) if not os.path.lexists(name))
+    path.rename(aside)
+    sync(path.parent)
+
+
 def _names(path: Path) -> Iterator[Path]:
     yield path
     for count in itertools.count(2):
@@ -402,14 +435,15 @@ def _place_without_links(temporary: Path, path: Path) -> Path:
         os.close(folder)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        _sync(made.parent)
+        sync(made.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make names in a folder outlast a power cut, where the system can."""
     if os.name != "posix":
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -68,12 +69,29 @@ class SchedulerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PixelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The picture itself: SHA-256 in hex over its row-major 8-bit bytes, size in pixels, mode as Pillow names it."""
+    """The picture itself: SHA-256 in hex over its row-major 8-bit bytes, size in pixels, mode as Pillow names it.
+
+    `stored_sha256` is over the pixels that a lossy file holds, decoded again as RGB; null where none were lost.
+    """
 
     sha256: str
     width: int
     height: int
     mode: str
+    stored_sha256: str | None = None
+
+
+class EncodingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How the pixels were put into the file: what it takes to encode a redraw in the same way.
+
+    `quality` is what `--quality` says (or the format's own), `settings` are Pillow's for it, `versions` those of Pillow and of
+    the library that encoded.
+    """
+
+    format: str
+    quality: int
+    settings: dict[str, str | int | bool]
+    versions: dict[str, str]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +99,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `request.prompt` is what was drawn, `template` what it was expanded from. `id` is a hash of the resolved request and
     the model, the same in any run. `request.scheduler` is what was asked for (null: the model's own), `scheduler` what
-    ran. `flagged` is the safety checker's word, null where none looked.
+    ran. `flagged` is the safety checker's word, null where none looked. `encoding` is null in PNG, which has no settings
+    that matter.
     """
 
     schema: int = SCHEMA
@@ -98,6 +117,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     fallbacks: tuple[str, ...] = ()
     seconds: SecondsRecord
     pixels: PixelRecord
+    encoding: EncodingRecord | None = None
 
 
 class GeneratedImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,15 +134,24 @@ def pixels_of(image: Image) -> PixelRecord:
     return PixelRecord(sha256=digest, width=image.width, height=image.height, mode=image.mode)
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return {f.name: f.default for f in msgspec.structs.fields(GenerationRequest)}
+
+
+def said_of(request: GenerationRequest) -> dict[str, Any]:
+    """Return a request's fields that are not at their defaults, and the prompt: what hashes are made of."""
+    defaults = _defaults()
+    return {k: v for k, v in msgspec.to_builtins(request).items() if k == "prompt" or v != defaults[k]}
+
+
 def job_id(request: GenerationRequest, model: ModelRecord) -> str:
     """Return the id of a job: SHA-256 in hex over the resolved request and the model's identity.
 
     A request's fields at their defaults are left out, so that a field that sdcli learns later changes no id. The model
     counts by its commit or else its files' content, and not by the name that it was asked for.
     """
-    asked = msgspec.to_builtins(request)
-    defaults = {f.name: f.default for f in msgspec.structs.fields(GenerationRequest)}
-    said = {k: v for k, v in asked.items() if k == "prompt" or v != defaults[k]}
+    said = said_of(request)
     identity: dict[str, Any] = {"repo": model.repo, "commit": model.commit} if model.commit else {"files": model.files}
     # Another autoencoder is no part of the model's commit.
     identity |= {name: sha256 for name, sha256 in model.files.items() if model.commit and name.startswith("--vae/")}

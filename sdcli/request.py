@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -69,10 +69,27 @@ def draw_seed() -> int:
     return secrets.randbits(32)
 
 
+PackSize = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+
+
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many pictures, how many at once, and what they are called by."""
+    """How many pictures, how many at once, what they are called by, and whether prompts are expanded first."""
 
     count: Annotated[int, meta("Pictures for each prompt.", "--count", "-c", panel=WHAT, ge=1, le=100_000)] = 1
-    batch_size: Annotated[int, meta("Pictures drawn in one pass.", "--batch-size", panel=WHAT, ge=1, le=1024)] = 1
+    batch_size: Annotated[
+        PackSize | Literal["auto"] | None,
+        meta("Pictures drawn in one pass: N or auto.", "--batch-size", panel=WHAT, metavar="N"),
+    ] = None
     name: Annotated[str | None, meta("A name, for {name} in the output.")] = None
     tags: Annotated[dict[str, str] | None, meta("Words of one's own that travel in the record, as JSON.")] = None
+    expand: Annotated[
+        Literal["random", "all"] | None,
+        meta("Expand {a|b} and __wildcards__: random or all.", "--expand", panel=WHAT, metavar="HOW"),
+    ] = None
+    wildcards: Annotated[
+        str | None, meta("Folder of wildcard files, for __name__.", "--wildcards", panel=WHAT, metavar="DIR")
+    ] = None
+    limit: Annotated[Limit | None, meta("At most so many of a prompt, with --expand all.", "--limit", panel=WHAT)] = (
+        None
+    )

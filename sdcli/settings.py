@@ -34,8 +34,13 @@ class Merged:
 
     def build(self, record: type[R], **more: Any) -> R:
         """Return `record` out of the merged values that are its fields, and `more`."""
-        known = {f.name for f in msgspec.structs.fields(record)}
+        known = record.__struct_fields__
         return record(**{k: v for k, v in self.values.items() if k in known}, **more)
+
+    def over(self, *sources: tuple[str, Mapping[str, Any]]) -> Merged:
+        """Return these values with stronger sources merged over them."""
+        later = merge(*sources)
+        return Merged(values={**self.values, **later.values}, origins={**self.origins, **later.origins})
 
 
 @cache
@@ -91,7 +96,7 @@ def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
     # A path is bytes to the system, and may be no UTF-8.
-    path = option.field in ("output", "model", "vae")
+    path = option.field in ("output", "model", "vae", "wildcards")
     if isinstance(value, str) and not path and not is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field == "tags":

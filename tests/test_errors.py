@@ -58,7 +58,7 @@ TABLE = [
     (["generate", "x", *DEMO, "-o", "x"], 2, "neither a folder nor a picture"),
     (["generate", "x", *DEMO, "-o", "{pormpt}.png"], 2, "did you mean prompt"),
     (["generate", "x", *DEMO, "-o", "x.png", "--format", "jpg"], 2, "ends in .png"),
-    (["generate", "x", *DEMO, "--format", "jpg"], 2, "jpg cannot be written"),
+    (["generate", "x", *DEMO, "--format", "gif"], 2, "format can't be 'gif'"),
     (["generate", "x", *DEMO, "--safety-checker"], 2, "demo has no safety checker"),
     # Sizes that the model can't do.
     (["generate", "x", *DEMO, "-W", "100"], 2, "demo can't draw a width of 100"),
@@ -208,7 +208,7 @@ def test_one_of_several_fails(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_bug_says_so(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdcli.jobs.runner.run", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("sdcli.jobs.runner.Runner.run", lambda *a, **k: 1 / 0)
     done = sdcli("generate", "a star", *DEMO)
     assert done.code == 70 and "Traceback" in done.stderr and "please report it" in done.stderr
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any
@@ -97,7 +97,7 @@ def _fail(error: SdcliError, argv: Sequence[str]) -> int:
     screen.error(error)
     if screen.verbosity >= 2 and not isinstance(error, Interrupted):
         traceback.print_exception(error.__cause__ or error)
-    if "--json" in argv and "--" not in argv[: argv.index("--json")] and error.slug != "some-failed":
+    if "--json" in argv and "--" not in argv[: argv.index("--json")] and not error.told:
         from sdcli.jobs import events
 
         try:
@@ -145,7 +145,29 @@ def leaving_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-COMMANDS = ("generate", "schedulers")
+@contextmanager
+def finishing() -> Iterator[Callable[[], int | None]]:
+    """Let a first signal ask a run to stop once it has finished what is in flight, and a second end it at once.
+
+    Gives a function that returns the first one's number, None while there was none.
+    """
+    came: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(_fail(Interrupted(number), screen.argv))
+        came.append(number)
+        screen.say("finishing what is in flight; once more stops at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came[0] if came else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+COMMANDS = ("generate", "batch", "grid", "schedulers", "inspect")
 
 
 def _import_commands(argv: Sequence[str]) -> None:

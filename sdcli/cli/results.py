@@ -18,10 +18,10 @@ class Results:
         self.to_stdout = to_stdout
 
     def event(self, event: dict[str, Any]) -> None:
-        """Print an event where JSON is wanted, else its path where it is a picture's."""
+        """Print an event where JSON is wanted, else its path where it is a picture's or a sheet's."""
         if self.as_json:
             self.line(json.dumps(event))
-        elif event["event"] == "image" and not self.to_stdout:
+        elif event["event"] in ("image", "sheet") and not self.to_stdout:
             self.line(event["path"])
 
     def line(self, text: str) -> None:

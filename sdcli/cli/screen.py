@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.errors import SdcliError
 
 if TYPE_CHECKING:
+    from sdcli.jobs.runner import Tally
     from sdcli.pipeline import Step
 
 
@@ -82,6 +83,30 @@ class Screen:
             self._progress.start()
             self._task = self._progress.add_task(printable(label), total=step.of)
         self._progress.update(self._task, completed=step.number, total=step.of, description=printable(label))
+
+    def tally(self, tally: Tally, prompt: str) -> None:
+        """Move the bar over a batch's pictures: done, failed, left, pictures a minute and time left at that pace."""
+        if not self.draws or tally.total is None:
+            return
+        ended = tally.done + tally.failed + tally.skipped
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.completed}/{task.total}"), BarColumn(24), TextColumn("{task.fields[counts]}", markup=False),
+                TextColumn("{task.description}", markup=False), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._progress.start()
+            self._task = self._progress.add_task("", total=tally.total, counts="")
+        counts = f"{tally.failed} failed, " if tally.failed else ""
+        counts += f"{tally.left} left"
+        if tally.pace:
+            seconds = round(tally.left / tally.pace)
+            counts += f", {tally.pace * 60:.0f}/min, ETA {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        text = " ".join(printable(prompt).split())
+        text = text if len(text) <= 30 else text[:29] + "…"
+        self._progress.update(self._task, completed=ended, description=text, counts=counts)
 
     def stop(self) -> None:
         """Take the bar away."""

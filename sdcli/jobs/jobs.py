@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from sdcli.request import GenerationRequest, draw_seed
+from sdcli import models, pipeline, schedulers
+from sdcli.errors import SdcliError
+from sdcli.jobs.journal import Index
+from sdcli.models import Model
+from sdcli.output import Destination
+from sdcli.prompts.wildcards import Expander
+from sdcli.record import said_of
+from sdcli.request import GenerationRequest, JobOptions, draw_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One picture to draw: its request with the seed filled in, its place in the run (from 1), the line that it came
-    from, and what travels with it."""
+    from, and what travels with it. `destination` is its own, None where it goes where the run's pictures go."""
 
     request: GenerationRequest
     index: int
@@ -21,23 +30,159 @@ class Job:
     template: str | None = None
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    destination: Destination | None = None
 
 
-def of_prompts(
-    prompts: Sequence[str],
-    request: GenerationRequest,
-    *,
-    count: int = 1,
-    name: str | None = None,
-    tags: dict[str, str] | None = None,
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked for before it has its seeds: a request that may be without one, and how many pictures of it.
+
+    `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do.
+    """
+
+    request: GenerationRequest
+    options: JobOptions
+    origin: str = ""
+    line: int | None = None
+    destination: Destination | None = None
+    shares: GenerationRequest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A row that cannot be drawn, and why."""
+
+    error: SdcliError
+    line: int | None = None
+
+
+class Seeds:
+    """Seeds for what comes without one: those of a run seed are the same whenever the run goes on."""
+
+    def __init__(self, run_seed: int | None, index: Index | None) -> None:
+        self._run_seed = run_seed
+        self._index = index
+
+    def of(self, request: GenerationRequest, *, shared: bool = False) -> int:
+        """Return the request's own seed, or one for it.
+
+        The first 32 bits of SHA-256 over the run seed, the request and how many equal ones came before it (`shared`: 0);
+        without a run seed, a fresh one.
+        """
+        if request.seed not in (None, -1):
+            assert request.seed is not None
+            return request.seed
+        if self._run_seed is None or self._index is None:
+            return draw_seed()
+        said = said_of(msgspec.structs.replace(request, seed=None))
+        digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).digest()[:16]
+        equal = 0 if shared else self._index.count(digest)
+        text = msgspec.json.encode([self._run_seed, said, equal], order="sorted")
+        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
+
+
+def of_asked(
+    asked: Asked,
+    seeds: Seeds,
+    expander: Expander | None,
+    resolve: Callable[[GenerationRequest], GenerationRequest],
+    index: int,
 ) -> Iterator[Job]:
-    """Yield `count` jobs for each prompt; picture k of a prompt's has its seed + k."""
-    index = 0
+    """Yield the jobs of what is asked for, the first of them the run's number `index`.
+
+    Picture k of n has the seed + k. A prompt that is expanded at random is drawn from each picture's seed, so that it can be
+    drawn again; of one that is expanded to all that it can be, each has its own seed and n pictures.
+    """
+    options, template = asked.options, asked.request.prompt
+    prompts: Iterable[str] = [template]
+    if expander is not None and options.expand == "all":
+        prompts = expander.all(template, options.limit)
     for prompt in prompts:
-        first = draw_seed() if request.seed in (None, -1) else request.seed
-        assert first is not None
-        for k in range(count):
+        request = msgspec.structs.replace(asked.request, prompt=prompt)
+        own = request.seed not in (None, -1)
+        shares = asked.shares if asked.shares is not None and not own else None
+        first = seeds.of(resolve(shares or request), shared=shares is not None)
+        for k in range(options.count):
+            seed = (first + k) % 2**63  # seeds go round where they end
+            drawn = expander.random(prompt, seed) if expander is not None and options.expand != "all" else prompt
+            yield Job(
+                request=msgspec.structs.replace(request, prompt=drawn, seed=seed), index=index, line=asked.line,
+                template=template if drawn != template else None, name=options.name, tags=options.tags or {},
+                destination=asked.destination,
+            )  # fmt: skip
             index += 1
-            # Seeds go round where they end.
-            one = msgspec.structs.replace(request, prompt=prompt, seed=(first + k) % 2**63)
-            yield Job(request=one, index=index, name=name, tags=tags or {})
+
+
+def count(asked: Asked, expander: Expander | None) -> int:
+    """Return how many pictures are asked for."""
+    if expander is None or asked.options.expand != "all":
+        return asked.options.count
+    return asked.options.count * sum(1 for _ in expander.all(asked.request.prompt, asked.options.limit))
+
+
+def check(request: GenerationRequest, model: Model) -> None:
+    """Refuse what can be refused of a request without torch."""
+    entry = pipeline.scheduler_of(request, model)
+    if entry is not None and request.scheduler:
+        schedulers.require(entry)
+    if entry is not None:
+        schedulers.check(entry, eta=request.eta, steps=request.num_inference_steps)
+    models.check_size(model, request.width, request.height)
+    models.check_clip_skip(model, request.clip_skip)
+
+
+# Packs
+
+# How many jobs wait to be put into packs.
+WINDOW = 1024
+
+
+def packs(jobs: Iterable[Job | None], size: int, *, in_order: bool) -> Iterator[list[Job]]:
+    """Put jobs that can share a pass together, up to `size` of them; the oldest that waits is always in the next pack.
+
+    They are looked for among the next 1,024; with `in_order`, only among neighbours. A None among the jobs says that the
+    next is not there yet: what waits is given out, and then an empty pack, before the next is asked for.
+    """
+    source, ended = iter(jobs), False
+    waiting: dict[Hashable, deque[tuple[int, Job]]] = {}
+    held = taken = 0
+    while held or not ended:
+        idle = False
+        while not ended and not idle and held < (size if in_order else WINDOW):
+            try:
+                job = next(source)
+            except StopIteration:
+                ended = True
+                break
+            if job is None:
+                idle = True
+                break
+            waiting.setdefault(pipeline.shape(job.request), deque()).append((taken, job))
+            held, taken = held + 1, taken + 1
+        while held:
+            shape = min(waiting, key=lambda s: waiting[s][0][0])
+            line = waiting[shape]
+            others = [jobs[0][0] for s, jobs in waiting.items() if s != shape]
+            until = min(others, default=taken) if in_order else taken
+            pack: list[Job] = []
+            while line and line[0][0] < until and len(pack) < size:
+                pack.append(line.popleft()[1])
+            if not line:
+                del waiting[shape]
+            held -= len(pack)
+            yield pack
+            if not idle and not ended:
+                break
+        if idle:
+            yield []
+
+
+def pack_size(shapes: Sequence[Hashable], at_most: int) -> int:
+    """Return the largest power of two at which packs of these shapes are filled up by at most a quarter."""
+    size = 1 << max(0, at_most.bit_length() - 1)
+    counts: dict[Hashable, int] = {}
+    for shape in shapes:
+        counts[shape] = counts.get(shape, 0) + 1
+    while size > 1 and sum(-(-n // size) * size for n in counts.values()) > 1.25 * len(shapes):
+        size //= 2
+    return size

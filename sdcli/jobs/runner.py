@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdcli import metadata, output
 from sdcli.errors import ClosedPipe, Interrupted, OutOfMemory, OutputFailed, SdcliError, SomeFailed
 from sdcli.jobs import events
-from sdcli.jobs.jobs import Job
+from sdcli.jobs.jobs import Job, Refused, packs
+from sdcli.jobs.journal import Journal, holds
+from sdcli.output import Destination, OutputPlan
+from sdcli.request import GenerationRequest
 
 if TYPE_CHECKING:
     from sdcli.pipeline import Pipeline, Step
     from sdcli.record import GeneratedImage
 
 # What ends a run whatever else is left to draw: the next job would meet it too.
-ENDS_ALL = (OutputFailed, OutOfMemory, Interrupted, ClosedPipe)
+ENDS_ALL = (OutputFailed, Interrupted, ClosedPipe)
+# So many jobs in a row for which memory is too small even alone: the next would not fit either.
+OUT_OF_MEMORY_IN_A_ROW = 3
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """How far a run is, in pictures; `total` is None where nobody knows."""
+
+    total: int | None
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    began: float = field(default_factory=time.monotonic)
+    drawing_since: float | None = None
+
+    @property
+    def pace(self) -> float:
+        """Pictures a second since drawing began, without what was loaded and skipped before."""
+        since = self.drawing_since
+        return self.done / (time.monotonic() - since) if self.done and since is not None else 0.0
+
+    @property
+    def left(self) -> int:
+        return max(0, (self.total or 0) - self.done - self.failed - self.skipped)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
 
 
 class Watcher(Protocol):
@@ -27,82 +63,321 @@ class Watcher(Protocol):
     def warn(self, text: str) -> None: ...
     def error(self, error: SdcliError) -> None: ...
     def step(self, step: Step, label: str) -> None: ...
+    def tally(self, tally: Tally, prompt: str) -> None: ...
     def stop(self) -> None: ...
 
 
-def run(
-    jobs: Sequence[Job],
-    pipeline: Pipeline,
-    *,
-    destination: output.Destination,
-    how: Literal["full", "none"],
-    batch_size: int,
-    tell: Callable[[dict[str, Any]], None],
-    watcher: Watcher,
-) -> None:
-    """Draw all jobs and write their pictures; `tell` hears an event as each is finished or has failed.
+def _never() -> None:
+    return None
 
-    One bad job does not stop the others. Raises what ends a run, the only job's own failure, or SomeFailed.
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a run goes, besides its jobs.
+
+    `load` gives the pipeline when the first picture must be drawn, `id_of` a job's id before that. With a journal, what it
+    knows as finished is skipped, and equal jobs are drawn once; `left_behind` names the picture with a job's id that a
+    killed run left without a line. `interrupted` gives the number of the signal that asks to stop after what is in
+    flight. After `max_failures` the run stops. `each`: people get a line a picture, else `tally` tells of them all.
+    `answers`: each line that comes is answered in its turn, with the event of an earlier run where that has done it.
     """
-    failed = 0
-    packs = [list(jobs[i : i + batch_size]) for i in range(0, len(jobs), batch_size)]
-    while packs:
-        pack, done = packs.pop(0), 0
-        listen = partial(watcher.step, label=_label(pack[0], len(jobs)))
+
+    load: Callable[[], Pipeline]
+    id_of: Callable[[GenerationRequest], str]
+    destination: Destination
+    files: OutputPlan
+    batch_size: int
+    tell: Callable[[dict[str, Any]], None]
+    watcher: Watcher
+    tally: Tally
+    in_order: bool = True
+    each: bool = True
+    answers: bool = False
+    journal: Journal | None = None
+    left_behind: Callable[[str, Job], Path | None] = lambda id, job: None
+    retry_failed: bool = False
+    max_failures: int | None = None
+    interrupted: Callable[[], int | None] = _never
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """What the writing thread did: the event of the picture, and where its line stands in the journal."""
+
+    event: dict[str, Any]
+    place: tuple[int, int] | None
+    image: GeneratedImage
+
+
+class Runner:
+    """Draws jobs; made for one run."""
+
+    def __init__(self, how: How) -> None:
+        self.how = how
+        self.watcher, self.tally, self.journal = how.watcher, how.tally, how.journal
+        self._pipeline: Pipeline | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: deque[tuple[Job, Future[_Written]]] = deque()
+        # Jobs on their way, by id, each with the equal ones that are reported with it.
+        self._equal: dict[str, list[Job]] = {}
+        self._failed_before = 0
+        self._without_memory = 0
+        self._last_failure: SdcliError | None = None
+
+    def run(self, jobs: Iterable[Job | Refused | None]) -> None:
+        """Draw all jobs and write their pictures; `tell` hears an event as each is finished or has failed.
+
+        Pictures are encoded and written in a thread, beside the next pack. One bad job does not stop the others. A None among
+        the jobs says that the next is not there yet. Raises what ends a run, the only job's own failure, or SomeFailed.
+        """
+        how = self.how
+        self._show("")
         try:
-            for image in pipeline.generate(
-                [j.request for j in pack],
-                batch_size=batch_size,
-                templates=[j.template for j in pack],
-                tags=[j.tags for j in pack],
-                listener=listen,
-            ):
-                watcher.stop()
-                _finish(pack[done], image, destination, how, tell, watcher)
-                done += 1
-        except SdcliError as error:
-            if len(pack) == 1:
-                error.id = pipeline.id_of(pack[0].request)
-            if len(jobs) == 1 or isinstance(error, ENDS_ALL):
-                raise
-            if len(pack) > 1:
-                # A pack fails as one: what is left of it is tried alone, so that no good job is lost with a bad one.
-                packs[:0] = [[job] for job in pack[done:]]
-                continue
-            failed += 1
-            watcher.error(error)
-            tell(events.error(error, line=pack[0].line))
+            for pack in packs(self._to_draw(jobs), how.batch_size, in_order=how.in_order):
+                if pack and not self._stops:
+                    self._draw(pack)
+                self._collect(at_most=how.batch_size if pack else 0)
+                if self._stops:
+                    break
+            self._collect(at_most=0)
+        except OutputFailed:
+            for _, future in self._writing:
+                future.cancel()
+            raise
+        except (KeyboardInterrupt, OutOfMemory, Interrupted):
+            self._collect(at_most=0)  # What was drawn is written and told.
+            raise
         finally:
-            watcher.stop()
-    if failed:
-        raise SomeFailed(f"{failed} of {len(jobs)} pictures failed", "the lines above say why")
+            self._pool.shutdown()
+            self.watcher.stop()
+        self._judge()
+
+    @property
+    def _stops(self) -> bool:
+        limit = self.how.max_failures
+        return self.how.interrupted() is not None or (limit is not None and self.tally.failed >= limit)
+
+    def _judge(self) -> None:
+        """Raise what a run that came to its end must say besides."""
+        tally, number = self.tally, self.how.interrupted()
+        if number is not None:
+            raise Interrupted(number)
+        if tally.failed:
+            of = tally.total or tally.done + tally.failed + tally.skipped
+            failed = SomeFailed(f"{tally.failed} of {of} pictures failed", "the lines above say why")
+            if of == 1 and self._last_failure is not None:
+                failed.exit_code = self._last_failure.exit_code
+            raise failed
+        if self._failed_before:
+            raise SomeFailed(
+                f"{self._failed_before} failed in an earlier run, and were not tried again", "--retry-failed tries them"
+            )
+
+    # What need not be drawn
+
+    def _to_draw(self, jobs: Iterable[Job | Refused | None]) -> Iterator[Job | None]:
+        """Yield the jobs that are to be drawn, and tell of the others."""
+        for job in jobs:
+            if self._stops:
+                return
+            if self.how.answers and (isinstance(job, Refused) or (job is not None and self._is_there(job))):
+                # What came before is drawn and told first.
+                yield None
+            if isinstance(job, Refused):
+                self._fail(job.error, job.line)
+            elif job is None or self.journal is None or not self._is_known(job, self.journal):
+                yield job
+
+    def _is_there(self, job: Job) -> bool:
+        id = self.how.id_of(job.request)
+        return id in self._equal or (self.journal is not None and self.journal.find(id) is not None)
+
+    def _is_known(self, job: Job, journal: Journal) -> bool:
+        """Say whether a job needs no drawing: an equal one is on its way, or it ended in this run or an earlier one."""
+        id = self.how.id_of(job.request)
+        if id in self._equal:
+            self._equal[id].append(job)
+            return True
+        line = journal.find(id)
+        if line is not None and journal.is_of_this_run(id):
+            return self._again(line, job)
+        if line is not None and line["event"] == "error" and not self.how.retry_failed:
+            self._failed_before += 1
+            return self._again(line, job) if self.how.answers else self._skip(id, None, job)
+        if line is not None and line["event"] == "image":
+            path = Path(line["path"])
+            if self._is_whole(path, id, line["pixels"]):
+                return self._again(line, job) if self.how.answers else self._skip(id, str(path), job)
+            if path.exists():
+                self.watcher.warn(f"{path} is not the picture that was drawn any more: drawing it again")
+        left = self.how.left_behind(id, job)
+        if left is not None and self._is_whole(left, id, None):
+            event = events.found(job, id, left)
+            journal.note(event, journal.write(event))
+            # The run that drew it was killed before it could tell anybody.
+            self._tell(event)
+            return True
+        self._equal[id] = []
+        return False
+
+    def _is_whole(self, path: Path, id: str, pixels: str | None) -> bool:
+        """Say whether a picture is there with its id in it and the pixels that were drawn; without metadata, by its
+        pixels alone."""
+        return holds(path, None if self.how.files.metadata == "none" else id, pixels)
+
+    def _again(self, line: dict[str, Any], job: Job) -> bool:
+        """Tell what the journal says of a job, as this row's."""
+        self._tell({key: value for key, value in line.items() if key != "time"} | {"line": job.line})
+        return True
+
+    def _skip(self, id: str, path: str | None, job: Job) -> bool:
+        self.tally.skipped += 1
+        self.how.tell(events.skipped(id, path, job.line))
+        self._show(job.request.prompt)
+        return True
+
+    # Drawing
+
+    def _draw(self, pack: list[Job]) -> None:
+        """Draw a pack; where it fails, what is left of it is tried one by one, so that no good job is lost with a bad."""
+        if self._pipeline is None:
+            self._pipeline = self.how.load()
+            self.tally.drawing_since = time.monotonic()
+        done = 0
+        try:
+            for image in self._pipeline.generate(
+                [job.request for job in pack],
+                batch_size=self.how.batch_size,
+                templates=[job.template for job in pack],
+                tags=[job.tags for job in pack],
+                listener=partial(self._step, pack[0]),
+            ):
+                if self.how.each:
+                    self.watcher.stop()
+                self._writing.append((pack[done], self._pool.submit(self._write, pack[done], image, len(pack))))
+                done += 1
+                self._without_memory = 0
+                self._collect(at_most=2 * self.how.batch_size)
+        except SdcliError as error:
+            if isinstance(error, ENDS_ALL):
+                raise
+            if len(pack) - done > 1:
+                for job in pack[done:]:
+                    if not self._stops:
+                        self._draw([job])
+                return
+            (job,) = pack[done:]
+            error.id = self._pipeline.id_of(job.request)
+            self._collect(at_most=0)
+            if self.how.each and self.tally.total == 1:
+                raise
+            self._fail(error, job.line)
+            if isinstance(error, OutOfMemory):
+                self._without_memory += 1
+                if self._without_memory == OUT_OF_MEMORY_IN_A_ROW:
+                    error.told = True
+                    raise
+
+    def _step(self, job: Job, step: Step) -> None:
+        if self.how.each:
+            self.watcher.step(step, label=_label(job, self.tally.total))
+        self._collect(at_most=None)
+
+    def _fail(self, error: SdcliError, line: int | None) -> None:
+        """Tell of a job that failed; it is in the journal, so that it is not tried again unless that is wanted."""
+        self.watcher.error(error)
+        event = events.error(error, line=line)
+        if self.journal is not None and error.id is not None:
+            self.journal.note(event, self.journal.write(event))
+        self._last_failure = error
+        self._tell(event)
+
+    # Writing
+
+    def _write(self, job: Job, image: GeneratedImage, among: int) -> _Written:
+        """Encode a picture, write it, and then its line. Runs in the writing thread."""
+        record, files = image.record, self.how.files
+        destination = job.destination or self.how.destination
+        made = metadata.encoded(image.image, record, destination.format, files.metadata, files.quality)
+        naming = output.naming(record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
+        path = None
+        if self.journal is not None and files.metadata == "none":
+            path = self._left_without_id(destination, naming, made.data, self.journal)
+        if path is None:
+            path = output.save(destination, made.data, naming)
+        event = events.image(
+            job,
+            record,
+            str(path) if path else None,
+            destination.format,
+            made.pixels,
+            (*image.warnings, *made.warnings),
+            among=among,
+        )
+        place = self.journal.write(event) if self.journal is not None else None
+        return _Written(event=event, place=place, image=image)
+
+    def _left_without_id(
+        self, destination: Destination, naming: output.Naming, data: bytes, journal: Journal
+    ) -> Path | None:
+        """Return the file of just these bytes that a killed run left under this name, without a line in the journal."""
+        path = Path(output.path_of(destination, naming))
+        try:
+            if not journal.is_newer(path.stat().st_mtime) or path.read_bytes() != data:
+                return None
+        except OSError:
+            return None
+        return path
+
+    def _collect(self, at_most: int | None) -> None:
+        """Tell of the pictures that are written; wait until no more than `at_most` are not (None: wait for none)."""
+        while self._writing:
+            job, future = self._writing[0]
+            if not future.done() and (at_most is None or len(self._writing) <= at_most):
+                return
+            try:
+                written = future.result()
+            except SdcliError as error:
+                error.id, error.line = self.how.id_of(job.request), job.line
+                if isinstance(error, ENDS_ALL) or (self.how.each and self.tally.total == 1):
+                    raise
+                self._writing.popleft()
+                self._fail(error, job.line)
+                continue
+            self._writing.popleft()
+            if self.journal is not None and written.place is not None:
+                self.journal.note(written.event, written.place)
+            for warning in written.event["warnings"]:
+                self.watcher.warn(warning)
+            self._say(written.image)
+            self._tell(written.event)
+
+    def _say(self, image: GeneratedImage) -> None:
+        record = image.record
+        pack = f", pack of {record.plan.pack_size}" if record.plan.pack_size > 1 else ""
+        self.watcher.say(
+            f"seed {record.request.seed}, {record.pixels.width}x{record.pixels.height}, "
+            f"{record.seconds.draw + record.seconds.decode:.1f} s{pack}",
+            level=0 if self.how.each else 1,
+        )
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """Count an event and tell it, and the same of each equal job that came meanwhile."""
+        equal = self._equal.pop(event["id"], []) if event["id"] else []
+        for one in (event, *({**event, "line": job.line} for job in equal)):
+            if one["event"] == "image":
+                self.tally.done += 1
+            else:
+                self.tally.failed += 1
+            self.how.tell(one)
+        self._show(event.get("prompt", ""))
+
+    def _show(self, prompt: str) -> None:
+        if not self.how.each:
+            self.watcher.tally(self.tally, prompt)
 
 
-def _finish(
-    job: Job,
-    image: GeneratedImage,
-    destination: output.Destination,
-    how: Literal["full", "none"],
-    tell: Callable[[dict[str, Any]], None],
-    watcher: Watcher,
-) -> None:
-    """Write a picture, then tell of it."""
-    record = image.record
-    data = metadata.encode(image.image, record, destination.format, how)
-    naming = output.naming(record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
-    path = output.save(destination, data, naming)
-    for warning in image.warnings:
-        watcher.warn(warning)
-    seconds = record.seconds
-    watcher.say(
-        f"seed {record.request.seed}, {record.pixels.width}x{record.pixels.height}, "
-        f"{seconds.draw + seconds.decode:.1f} s"
-        + (f", pack of {record.plan.pack_size}" if record.plan.pack_size > 1 else "")
-    )
-    tell(events.image(job, record, str(path) if path else None, destination.format, image.warnings))
-
-
-def _label(job: Job, of: int) -> str:
+def _label(job: Job, of: int | None) -> str:
     text = " ".join(job.request.prompt.split())
     text = text if len(text) <= 30 else text[:29] + "…"
-    return f"{job.index}/{of} {text}" if of > 1 else text
+    return f"{job.index}/{of} {text}" if of and of > 1 else text

@@ -1,0 +1,163 @@
+"""`sdcli batch`: prompts out of files, pictures in a folder, and a journal beside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from sdcli import output
+from sdcli.cli import drawing
+from sdcli.cli.drawing import (
+    HOW_IT_RUNS,
+    Assign,
+    DryRun,
+    FailFast,
+    Fresh,
+    Json,
+    Loading,
+    MaxFailures,
+    Preset,
+    Print0,
+    Quiet,
+    RetryFailed,
+    Size,
+    Verbose,
+)
+from sdcli.cli.main import app, finishing, screen
+from sdcli.cli.typed import options_from
+from sdcli.device import DevicePlan
+from sdcli.errors import BadInput, UsageError
+from sdcli.jobs import batch as batches
+from sdcli.jobs import rows
+from sdcli.jobs.batch import Planner, Survey
+from sdcli.jobs.jobs import Asked, Refused, check
+from sdcli.jobs.runner import Tally
+from sdcli.models import ModelSpec
+from sdcli.output import OutputPlan
+from sdcli.request import GenerationRequest, JobOptions
+
+EXAMPLES = """Draw a file of prompts; the same command again goes on where it stopped.
+
+Examples:
+
+  sdcli batch prompts.txt --model demo -o pictures/
+
+  sdcli batch prompts.csv --steps 30 --json | jq -r .path
+
+  printf '%s\\n' "a red circle" "a blue star" | sdcli batch - --stream --model demo
+"""
+
+
+@app.command(help=EXAMPLES)
+@options_from(GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
+def batch(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Prompts: .txt, .csv, .tsv, .jsonl or .json; - reads stdin."),
+    ],
+    size: Size = None,
+    assign: Assign = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            "--input-format", metavar="NAME", help="text, csv, tsv, jsonl or json; else the ending says.",
+            rich_help_panel=HOW_IT_RUNS,
+        ),
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-rows/--no-skip-bad-rows", show_default=False, rich_help_panel=HOW_IT_RUNS,
+            help="Draw the good rows of a file that has bad ones.",
+        ),
+    ] = False,
+    retry_failed: RetryFailed = False,
+    fresh: Fresh = False,
+    max_failures: MaxFailures = None,
+    fail_fast: FailFast = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream/--no-stream", show_default=False, rich_help_panel=HOW_IT_RUNS,
+            help="Answer each line of stdin with JSON as it comes.",
+        ),
+    ] = False,
+    preset: Preset = None,
+    as_json: Json = False,
+    print0: Print0 = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    *,
+    typed: dict[str, Any],
+) -> None:  # fmt: skip
+    results = drawing.begin(as_json=as_json or stream, print0=print0, quiet=quiet, verbose=verbose)
+    if files.count("-") > 1:
+        raise UsageError("stdin can be read once", "give - once")
+    if input_format is not None:
+        rows.format_of("-", input_format)
+    merged, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
+    out = merged.build(OutputPlan)
+    check(merged.build(GenerationRequest, prompt=""), model)
+    planner = Planner(base=merged, model=model, expander=drawing.expander(options))
+    load = Loading(model, spec, plan)
+    failures = 1 if fail_fast else max_failures
+    if stream:
+        if files != ["-"] or dry_run:
+            raise UsageError(
+                "--stream answers stdin as it comes" + (", and draws" if dry_run else ""),
+                "leave --dry-run out" if dry_run else "give - as the only FILE",
+            )
+        where = drawing.destination(out, results, pictures=2)
+        folder = output.folder_of(where) if out.output is not None and output.is_folder(out.output) else None
+        with finishing() as interrupted:
+            ready = batches.prepare(
+                model=model, load=load, folder=folder, asked_size=options.batch_size or 1, found=Survey(), fresh=fresh,
+                say=screen.say,
+            )  # fmt: skip
+            load()
+            coming = batches.arriving(sys.stdin.buffer, planner, input_format, interrupted)
+            how = drawing.how(
+                ready, load, where, out, results, Tally(total=None), answers=True, in_order=True,
+                retry_failed=retry_failed, max_failures=failures, interrupted=interrupted,
+            )  # fmt: skip
+            drawing.go(how, ready, batches.jobs(coming, ready, planner.expander), results)
+        return
+    with ExitStack() as opened:
+        sources = [opened.enter_context(rows.Source(file, input_format)) for file in files]
+
+        def read() -> Iterator[Asked | Refused]:
+            return planner.read(source.rows() for source in sources)
+
+        found = batches.survey(read(), planner)
+        _refuse(found, skip=skip_bad_rows)
+        where = drawing.destination(out, results, pictures=found.total)
+        if dry_run:
+            good = ((row, asked) for s in sources for row in s.rows() if isinstance(asked := planner.take(row), Asked))
+            each = ((asked, asked.origin, planner.merged(row)) for row, asked in good if isinstance(row, rows.Row))
+            drawing.dry_run(each, planner, where, spec, plan, results)
+            return
+        drawing.run(
+            read, found, planner, where, out, results, load, options=options, fresh=fresh, retry_failed=retry_failed,
+            max_failures=failures,
+        )  # fmt: skip
+
+
+def _refuse(found: Survey, *, skip: bool) -> None:
+    """Say what is wrong with the rows, the first hundred, and refuse them all unless bad ones are to be left out."""
+    if not found.bad or skip:
+        return
+    first = found.refusals[0]
+    if found.bad == 1:
+        raise BadInput(first.message, f"{first.hint or 'mend the row'}; or --skip-bad-rows draws the rest")
+    for refusal in found.refusals:
+        screen.say(refusal.message, level=-1)
+    more = found.bad - len(found.refusals)
+    if more:
+        screen.say(f"and {more} more", level=-1)
+    raise BadInput(f"{found.bad} bad rows, the first: {first.message}", "mend them; or --skip-bad-rows draws the rest")

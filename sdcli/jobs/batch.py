@@ -1,0 +1,327 @@
+"""A batch: rows to jobs, a journal beside the pictures, and the run that goes on where an earlier one stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sdcli import metadata, output, pipeline, settings
+from sdcli.errors import BadInput, SdcliError, UsageError
+from sdcli.jobs import rows
+from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, of_asked, pack_size
+from sdcli.jobs.journal import Index, Journal, is_digest, pictures
+from sdcli.jobs.rows import BadRow, Row
+from sdcli.models import Model
+from sdcli.output import Destination, OutputPlan
+from sdcli.pipeline import LARGEST_PACK, Pipeline
+from sdcli.prompts.wildcards import Expander, looks_dynamic
+from sdcli.record import ModelRecord, job_id
+from sdcli.request import GenerationRequest, JobOptions
+from sdcli.settings import Merged
+
+# So many that any JSON reader keeps them all.
+RUN_SEED_BITS = 53
+DEFAULT = "sdcli-batch/{prompt:40}-{seed}-{id:8}.{format}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """What rows are merged over and checked against: the values of the command line, the model, and the wildcards."""
+
+    base: Merged
+    model: Model
+    expander: Expander | None
+    _checked: set[Hashable] = field(default_factory=set)
+    _presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def merged(self, row: Row) -> Merged:
+        """Return a row's values over those of the command line; its own presets lie directly under it."""
+        values = dict(row.values)
+        presets = values.pop("preset", [])
+        return self.over(presets, (f"{row.file}:{row.line}", values))
+
+    def over(self, presets: Iterable[str], *sources: tuple[str, Mapping[str, Any]]) -> Merged:
+        """Return values over those of the command line; presets lie directly under them."""
+        return self.base.over(*((f"preset {name}", self._preset(name)) for name in presets), *sources)
+
+    def _preset(self, name: str) -> dict[str, Any]:
+        if name not in self._presets:
+            values = settings.preset(name)
+            for key in values:
+                if (option := settings.names().get(key)) and not rows.of_a_row(option.record, option.field):
+                    raise UsageError(
+                        f"preset {name} sets {option.field}, which is set for the whole run",
+                        f"give it as --preset {name}",
+                    )
+            self._presets[name] = values
+        return self._presets[name]
+
+    def ask(self, row: Row, merged: Merged) -> Asked:
+        """Return what a row asks for. Raises what can be known to be wrong with it."""
+        asked = self.asked(merged, f"{row.file}:{row.line}", row.line)
+        if {"output", "format"} & row.values.keys():
+            destination = self._destination(merged.build(OutputPlan), asked.options)
+            return dataclasses.replace(asked, destination=destination)
+        return asked
+
+    def asked(self, merged: Merged, origin: str, line: int | None = None) -> Asked:
+        """Return what merged values ask for. Raises what can be known to be wrong with it."""
+        request, options = merged.build(GenerationRequest), merged.build(JobOptions)
+        key = (
+            request.scheduler,
+            request.eta,
+            request.num_inference_steps,
+            request.width,
+            request.height,
+            request.clip_skip,
+        )
+        if key not in self._checked:
+            check(request, self.model)
+            if len(self._checked) < WINDOW:
+                self._checked.add(key)
+        if self.expander is not None:
+            self.expander.check(request.prompt)
+        return Asked(request=request, options=options, origin=origin, line=line)
+
+    def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
+        if files.output == "-":
+            raise UsageError("a row's picture can't go to stdout", "leave its output out, or name a file")
+        several = options.count > 1 or options.expand == "all"
+        return output.resolve(
+            files, pictures=2 if several else 1, json=False, print0=False, stdout_is_tty=False, default=DEFAULT
+        )
+
+    def read(self, sources: Iterable[Iterable[Row | BadRow]]) -> Iterator[Asked | Refused]:
+        """Yield what the rows ask for, and the refusals of bad ones: `FILE:LINE: reason`."""
+        for source in sources:
+            for row in source:
+                yield self.take(row)
+
+    def take(self, row: Row | BadRow) -> Asked | Refused:
+        """Return what a row asks for, or why it can't be drawn."""
+        where = f"{row.file}:{row.line}: "
+        if isinstance(row, BadRow):
+            return Refused(error=BadInput(where + row.reason, "mend the row"), line=row.line)
+        try:
+            return self.ask(row, self.merged(row))
+        except SdcliError as error:
+            # A source's name stands in its merge's messages already.
+            return Refused(error=BadInput(where + error.message.removeprefix(where), error.hint), line=row.line)
+
+
+# Before anything is loaded
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """What the first reading of all rows found: `total` pictures, the shapes of the first, and the folders of outputs
+    that rows have of their own."""
+
+    total: int = 0
+    bad: int = 0
+    refusals: list[SdcliError] = field(default_factory=list)
+    shapes: list[Hashable] = field(default_factory=list)
+    largest: GenerationRequest | None = None
+    folders: set[tuple[Path, int]] = field(default_factory=set)
+    dynamic: str | None = None
+
+    # So many refusals are told one by one.
+    TOLD = 100
+
+
+def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
+    """Read all rows once and check them; memory does not grow with them."""
+    found, index = Survey(), Index()
+    for one in asked:
+        if isinstance(one, Asked) and one.destination is not None:
+            one = _check_output(one, one.destination, found, index)
+        if isinstance(one, Refused):
+            found.bad += 1
+            if len(found.refusals) < Survey.TOLD:
+                found.refusals.append(one.error)
+            continue
+        n = count(one, planner.expander)
+        found.total += n
+        request = pipeline.resolve(one.request, planner.model)
+        found.shapes += [pipeline.shape(request)] * min(n, WINDOW - len(found.shapes))
+        if found.largest is None or _area(request) > _area(found.largest):
+            found.largest = request
+        if found.dynamic is None and planner.expander is None and looks_dynamic(request.prompt):
+            found.dynamic = request.prompt
+    index.close()
+    return found
+
+
+def _check_output(asked: Asked, destination: Destination, found: Survey, index: Index) -> Asked | Refused:
+    """Refuse an exact path that two rows have; remember the folder."""
+    if destination.kind == "exact":
+        digest = hashlib.sha256(os.fsencode(os.path.abspath(destination.text))).digest()[:16]
+        if index.count(digest, "outputs"):
+            return Refused(
+                error=BadInput(f"{asked.origin}: another row writes {destination.text} too", "give it another output"),
+                line=asked.line,
+            )
+    found.folders.add(output.folder_of(destination))
+    return asked
+
+
+def _area(request: GenerationRequest) -> int:
+    return (request.width or 0) * (request.height or 0)
+
+
+# The run
+
+
+@dataclass(kw_only=True)
+class Ready:
+    """What a run of jobs knows before its first picture: how ids are made, the seeds, the pack size, the journal."""
+
+    model: Model
+    identity: ModelRecord
+    seeds: Seeds
+    batch_size: int
+    index: Index
+    journal: Journal | None
+
+    def id_of(self, request: GenerationRequest) -> str:
+        """Return a job's id."""
+        return job_id(self.resolve(request), self.identity)
+
+    def resolve(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request with all that the model decides filled in."""
+        return pipeline.resolve(request, self.model)
+
+    def left_behind(self, id: str, job: Job) -> Path | None:
+        """Return the picture that a killed run left with this id, and without a line in the journal."""
+        path = self.index.picture(id)
+        return Path(path) if path is not None else None
+
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
+        self.index.close()
+
+
+def prepare(
+    *,
+    model: Model,
+    load: Callable[[], Pipeline],
+    folder: tuple[Path, int] | None,
+    asked_size: int | str | None,
+    found: Survey,
+    fresh: bool = False,
+    say: Callable[[str], None],
+) -> Ready:
+    """Open the journal in `folder` (with how deep pictures lie in it; None: there is none) and settle seeds and packs.
+
+    `load` is called only where the model is not here yet, or where the pack size must be found out with it.
+    """
+    index = Index()
+    journal = Journal(folder[0], index, fresh=fresh) if folder is not None else None
+    try:
+        if not model.is_here:
+            loaded = load()
+            model, identity = loaded.model, loaded.model_record
+        else:
+            identity = pipeline.identity(model)
+        size = journal.batch_size if journal is not None and asked_size in (None, "auto") else asked_size
+        if size in (None, "auto"):
+            at_most = pack_size(found.shapes, LARGEST_PACK)
+            size = load().largest_pack(found.largest, at_most) if found.largest and at_most > 1 else 1
+        assert isinstance(size, int)
+        seed = None
+        if journal is not None and folder is not None:
+            if journal.batch_size not in (None, size):
+                say(
+                    f"packs of {size} now, {journal.batch_size} before: the pictures may differ by 1/255 from what they would be"
+                )
+            seed = journal.seed if journal.seed is not None else secrets.randbits(RUN_SEED_BITS)
+            journal.begin(seed, size)
+            for where, depth in {folder, *found.folders}:
+                for path in pictures(where, depth, journal.is_newer):
+                    _remember(path, index)
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+    return Ready(
+        model=model, identity=identity, seeds=Seeds(seed, index), batch_size=size, index=index, journal=journal
+    )
+
+
+def _remember(path: Path, index: Index) -> None:
+    try:
+        identity = metadata.identity(path)
+    except SdcliError:
+        return
+    if identity is not None and is_digest(identity.id):
+        index.put_picture(identity.id, str(path))
+
+
+def jobs(
+    asked: Iterable[Asked | Refused | None], ready: Ready, expander: Expander | None
+) -> Iterator[Job | Refused | None]:
+    """Yield the jobs of what is asked for, one after the other."""
+    index = 1
+    for one in asked:
+        if not isinstance(one, Asked):
+            yield one
+            continue
+        try:
+            for job in of_asked(one, ready.seeds, expander, ready.resolve, index):
+                yield job
+                index = job.index + 1
+        except SdcliError as error:
+            yield Refused(error=error, line=one.line)
+
+
+# As a coprocess
+
+
+def arriving(
+    stdin: BinaryIO, planner: Planner, input_format: str | None, interrupted: Callable[[], int | None]
+) -> Iterator[Asked | Refused | None]:
+    """Yield what the lines of stdin ask for as they come, and None whenever the next is not there yet."""
+    came: queue.Queue[Row | BadRow | BaseException | None] = queue.Queue(WINDOW)
+
+    def read() -> None:
+        try:
+            for row in rows.from_lines(rows.lines_of(stdin), "stdin", input_format):
+                came.put(row)
+            came.put(None)
+        except BaseException as error:
+            came.put(error)
+
+    # Whoever waits for input can't be interrupted: the thread is left behind at the end.
+    threading.Thread(target=read, daemon=True, name="read").start()
+    while True:
+        try:
+            row = came.get_nowait()
+        except queue.Empty:
+            yield None
+            row = _next(came, interrupted)
+        if row is None:
+            return
+        if isinstance(row, BaseException):
+            raise row
+        yield planner.take(row)
+
+
+def _next(
+    came: queue.Queue[Row | BadRow | BaseException | None], interrupted: Callable[[], int | None]
+) -> Row | BadRow | BaseException | None:
+    # A signal's handler runs between waits only.
+    while interrupted() is None:
+        try:
+            return came.get(timeout=0.1)
+        except queue.Empty:
+            continue
+    return None

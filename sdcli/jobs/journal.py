@@ -1,0 +1,306 @@
+"""The journal of a folder: a line for each job that was finished or has failed, so that the same command goes on."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sdcli import metadata, output
+from sdcli.errors import BadInput, CannotCreateOutput, OutputFailed, SdcliError
+from sdcli.record import SCHEMA
+
+NAME = "sdcli-batch.jsonl"
+# Seconds by which the clocks of file systems may be coarse.
+CLOCK = 2.0
+
+
+class _Line(msgspec.Struct):
+    """What is looked for in a line; the rest is read when it is wanted."""
+
+    schema: int
+    event: str
+    id: str | None = None
+    seed: int | None = None
+    batch_size: int | None = None
+
+
+class Index:
+    """What a long run must remember of each job, in a temporary database on disk: memory does not grow with the rows."""
+
+    def __init__(self) -> None:
+        # An empty name: SQLite's own temporary file, which goes with the process, however it ends.
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        for table in ("lines (id BLOB PRIMARY KEY, start INTEGER, size INTEGER)", "seen (id BLOB PRIMARY KEY, n INTEGER)",
+                      "pictures (id BLOB PRIMARY KEY, path TEXT)", "outputs (id BLOB PRIMARY KEY, n INTEGER)"):  # fmt: skip
+            self._db.execute(f"CREATE TABLE {table} WITHOUT ROWID")
+        self._db.execute("BEGIN")
+
+    def count(self, digest: bytes, table: str = "seen") -> int:
+        """Return how often this digest was counted before."""
+        sql = f"INSERT INTO {table} VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET n = n + 1 RETURNING n"
+        return int(self._db.execute(sql, (digest,)).fetchone()[0]) - 1
+
+    def put_line(self, id: str, start: int, size: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO lines VALUES (?, ?, ?)", (bytes.fromhex(id), start, size))
+
+    def line(self, id: str) -> tuple[int, int] | None:
+        """Return where a job's last line starts, and its length in bytes."""
+        row = self._db.execute("SELECT start, size FROM lines WHERE id = ?", (bytes.fromhex(id),)).fetchone()
+        return (int(row[0]), int(row[1])) if row else None
+
+    def put_picture(self, id: str, path: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (bytes.fromhex(id), os.fsencode(path)))
+
+    def picture(self, id: str) -> str | None:
+        """Return the path of a picture that was found with this id in it."""
+        row = self._db.execute("SELECT path FROM pictures WHERE id = ?", (bytes.fromhex(id),)).fetchone()
+        return os.fsdecode(row[0]) if row else None
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class Journal:
+    """A folder's journal, locked for one run.
+
+    Its first line is `{"schema", "event": "run", "seed", "batch_size", "time"}`; a later one of that kind says with which
+    pack size a run went on. The others are the `image` and `error` events with `time`, and `path` relative to the folder.
+    A line is there only after its picture. `seed` and `batch_size` are those of an earlier run, None before `begin`.
+    """
+
+    def __init__(self, folder: Path, index: Index, *, fresh: bool = False) -> None:
+        """Open and lock the journal; `fresh` sets the one that is there aside, under the next free name.
+
+        Raises CannotCreateOutput where another run is writing there, and BadInput for what is no journal.
+        """
+        self.folder = folder
+        self.path = folder / NAME
+        self.seed: int | None = None
+        self.batch_size: int | None = None
+        self.lines = 0
+        self._index = index
+        # Lines come from the thread that writes pictures and from the one that draws.
+        self._append = threading.Lock()
+        try:
+            output.make_folder(folder)
+            self._file = self._open()
+            if fresh and os.fstat(self._file).st_size:
+                output.set_aside(self.path)
+                os.close(self._file)
+                self._file = self._open()
+        except OSError as error:
+            raise CannotCreateOutput(
+                f"{self.path} cannot be created: {error.strerror}", "choose another output with -o"
+            ) from error
+        self.is_new = os.fstat(self._file).st_size == 0
+        # When the last line was written: a picture that has none was made later.
+        self.last_change = os.fstat(self._file).st_mtime if not self.is_new else None
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+        self._began = os.fstat(self._file).st_size
+
+    def _open(self) -> int:
+        while True:
+            handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                self._lock(handle)
+                # It may have been set aside between the opening and the lock.
+                if os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                    return handle
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise CannotCreateOutput(
+                f"another run is writing into {self.folder}",
+                "wait until it has ended, or choose another output with -o",
+            ) from None
+
+    def _read(self) -> None:
+        """Index the lines; a last one without its end is what a kill left, and goes."""
+        decoder = msgspec.json.Decoder(_Line)
+        start, first = 0, True
+        with open(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._file, start)
+                    break
+                try:
+                    said = decoder.decode(line)
+                except msgspec.MsgspecError:
+                    said = _Line(schema=SCHEMA, event="")
+                if said.schema > SCHEMA:
+                    raise BadInput(
+                        f"{self.path}:{number}: schema {said.schema}; this sdcli knows up to {SCHEMA}",
+                        "use a newer sdcli, or --fresh",
+                    )
+                if first and said.event != "run":
+                    raise BadInput(
+                        f"{self.path}:{number}: not the first line of a journal",
+                        "--fresh sets it aside; or choose another output with -o",
+                    )
+                if said.event == "run":
+                    self.seed = said.seed if first else self.seed
+                    self.batch_size = said.batch_size
+                elif said.event in ("image", "error") and said.id and is_digest(said.id):
+                    self._index.put_line(said.id, start, len(line))
+                    self.lines += 1
+                first = False
+                start += len(line)
+
+    def begin(self, seed: int, batch_size: int) -> None:
+        """Write durably what a run that goes on must know, before there is any picture; nothing where it is known."""
+        if (self.seed, self.batch_size) == (seed, batch_size):
+            return
+        self._write({"schema": SCHEMA, "event": "run", "seed": seed, "batch_size": batch_size, "time": _now()})
+        output.sync(self.folder)
+        self.seed, self.batch_size = seed, batch_size
+
+    def find(self, id: str) -> dict[str, Any] | None:
+        """Return the last line of a job, its `path` as it is from here; None for a job that has none."""
+        place = self._index.line(id)
+        if place is None:
+            return None
+        start, size = place
+        line: dict[str, Any] = json.loads(os.pread(self._file, size, start))
+        if line.get("path") is not None:
+            line["path"] = os.path.normpath(self.folder / line["path"])
+        return line
+
+    def is_of_this_run(self, id: str) -> bool:
+        """Whether a job's last line was written by this run."""
+        place = self._index.line(id)
+        return place is not None and place[0] >= self._began
+
+    def is_newer(self, time: float) -> bool:
+        """Whether a file that was changed then (seconds) is newer than the last line that this run found."""
+        return self.last_change is None or time >= self.last_change - CLOCK
+
+    def write(self, event: dict[str, Any]) -> tuple[int, int]:
+        """Append a job's event, durably; return where its line starts, and its length. For any thread.
+
+        Raises OutputFailed; the journal is then as before.
+        """
+        path = event["path"]
+        path = os.path.relpath(path, self.folder) if path is not None else None
+        return self._write({**event, "path": path, "time": _now()})
+
+    def note(self, event: dict[str, Any], place: tuple[int, int]) -> None:
+        """Remember an event that `write` has appended. For the thread that asks `find`."""
+        if event["id"]:
+            self._index.put_line(event["id"], *place)
+
+    def _write(self, line: dict[str, Any]) -> tuple[int, int]:
+        data = json.dumps(line).encode() + b"\n"
+        with self._append:
+            start = os.fstat(self._file).st_size
+            try:
+                written = os.write(self._file, data)
+                if written < len(data):  # A disk that fills up takes a part, and says so the next time.
+                    os.write(self._file, data[written:])
+                os.fsync(self._file)
+            except OSError as error:
+                try:
+                    os.ftruncate(self._file, start)
+                except OSError:
+                    pass  # The next run cuts it.
+                raise OutputFailed(
+                    f"{self.path} was not written: {error.strerror}", "free some space; the same command then goes on"
+                ) from error
+        return start, len(data)
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        os.close(self._file)
+
+
+def seed_of(folder: Path) -> int | None:
+    """Return the run seed that a folder's journal says, without opening it for a run; None where there is none."""
+    try:
+        with open(folder / NAME, "rb") as file:
+            return msgspec.json.decode(file.readline(2**16), type=_Line).seed
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def pictures(folder: Path, depth: int, wanted: Callable[[float], bool]) -> Iterator[Path]:
+    """Yield the pictures in a folder and `depth` levels under it whose time of change (seconds) is `wanted`."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                if depth:
+                    yield from pictures(Path(entry.path), depth - 1, wanted)
+            elif os.path.splitext(entry.name)[1].lower() in output.ENDINGS and not entry.name.startswith("."):
+                if wanted(entry.stat().st_mtime):
+                    yield Path(entry.path)
+        except OSError:
+            continue
+
+
+def holds(path: Path, id: str | None, pixels: str | None) -> bool:
+    """Say whether a picture is there, whole, drawn by the job `id` and with the pixels of that hash.
+
+    With no `id` it need say none (`--metadata none`); with no `pixels` they must be those that the picture says itself.
+    """
+    from PIL import Image
+
+    try:
+        if id is not None:
+            identity = metadata.identity(path)
+            if identity is None or identity.id != id:
+                return False
+            own = identity.pixels.stored_sha256 or identity.pixels.sha256
+            if pixels not in (None, own):
+                return False
+            pixels = own
+        with warnings.catch_warnings():
+            # Pillow warns of pictures that are large; sdcli drew this one.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                found = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    except (SdcliError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return found == pixels
+
+
+def is_digest(text: str) -> bool:
+    """Say whether a text is a SHA-256 in hex."""
+    try:
+        return len(bytes.fromhex(text)) == 32
+    except ValueError:
+        return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
