@@ -1,10 +1,11 @@
-"""Draw the README's picture with the bundled model: python docs/pictures.py
+"""Draw the README's pictures with the bundled model: python docs/pictures.py
 
-Prompt i has seed i; none was chosen.
+Prompt i has seed i, the grid seed 0; none was chosen.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ PROMPTS = (
     "four black hearts on a yellow background",
     "an orange square to the right of a blue circle on a white background",
 )
+GRID = ("--x", "prompt:red=red,green,blue", "--y", "cfg=1..3/3", "--z", "prompt:circle=circle,star")
 SIDE, TEXT, COLUMNS = 160, 46, 5
 
 
@@ -53,6 +55,22 @@ def main() -> None:
             with Image.open(path) as image:
                 sheet.paste(image, (x + (SIDE - image.width) // 2, y + 8))
             draw.multiline_text((x + 12, y + 142), wrapped(prompt, font, SIDE - 20), "black", font, spacing=2)
+        command = [
+            sys.executable,
+            "-m",
+            "sdcli",
+            "grid",
+            "a red circle on a white background",
+            *GRID,
+            "--seed",
+            "0",
+            "--model",
+            "demo",
+            "-o",
+            f"{folder}/",
+        ]
+        drawn = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        shutil.copy(drawn.splitlines()[-1], Path(__file__).parent / "grid.png")
     sheet.save(Path(__file__).parent / "demo.png", optimize=True)
 
 

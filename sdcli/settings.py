@@ -43,6 +43,19 @@ class Merged:
         return Merged(values={**self.values, **later.values}, origins={**self.origins, **later.origins})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a command was given, weakest first: `under`, the model's defaults, and `over`, presets and flags. A picture's
+    record comes between them."""
+
+    under: tuple[tuple[str, Mapping[str, Any]], ...]
+    over: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    def merged(self, *between: tuple[str, Mapping[str, Any]]) -> Merged:
+        """Return all of it merged."""
+        return merge(*self.under, *between, *self.over)
+
+
 @cache
 def names() -> dict[str, Option]:
     """Return every name under which a value can be given, and the option that it fills."""

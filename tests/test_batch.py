@@ -296,6 +296,97 @@ def test_auto_takes_large_packs_where_they_fill(sdcli: Sdcli, tmp_path: Path) ->
     assert sdcli("batch", alike, *DEMO, "-o", f"{alike}-out/", "--seed", "2", "--batch-size", "2").code == 0
 
 
+def test_auto_halves_where_memory_runs_out(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The U-Net has no memory for more than four pictures, with guidance eight rows; the rest is real."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    forward = UNet2DConditionModel.forward
+
+    def short(self: UNet2DConditionModel, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(sample) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", short)
+    done = sdcli("batch", write(tmp_path, "p.txt", *[f"a star --seed {i}" for i in range(16)]), *DEMO, "--json")
+    assert done.code == 0, done.stderr
+    records = [record_of(e["path"]) for e in images(done)]
+    assert {r["plan"]["pack_size"] for r in records} == {4}
+    assert records[0]["fallbacks"] == ["batch-size-8", "batch-size-4"] and "drawing 4 at a time" in done.stderr
+
+
+def test_a_text_is_encoded_once(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import CLIPTextModel
+
+    forward, seen = CLIPTextModel.forward, []
+
+    def counting(self: CLIPTextModel, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(input_ids)
+        return forward(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(CLIPTextModel, "forward", counting)
+    rows = [f"a {shape} --seed {i} --negative blue" for i in range(4) for shape in ("star", "heart")]
+    assert sdcli("batch", write(tmp_path, "p.txt", *rows), *DEMO, "--batch-size", "2").code == 0
+    assert len(seen) == 3, "a star, a heart, and what must not be seen"
+
+
+def test_rows_are_expanded(sdcli: Sdcli, tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    write(tmp_path / "w", "shape.txt", "star", "heart", "ring")
+    file = write(tmp_path, "p.txt", "a {red|blue} __shape__ --count 3", "a cross")
+    plain = sdcli("batch", file, "--model", "demo", "--dry-run", "--json")
+    assert {e["request"]["prompt"] for e in plain.events} == {"a {red|blue} __shape__", "a cross"}
+    done = sdcli("batch", file, *DEMO, "--wildcards", "w", "--json")
+    assert done.code == 0, done.stderr
+    for event in images(done):
+        record = record_of(event["path"])
+        if event["line"] == 1:
+            assert record["template"] == "a {red|blue} __shape__"
+            assert re.fullmatch("a (red|blue) (star|heart|ring)", record["request"]["prompt"])
+        else:
+            assert record["template"] is None and event["prompt"] == "a cross"
+        alone = (
+            "generate",
+            record["template"] or "a cross",
+            "--wildcards",
+            "w",
+            "--seed",
+            str(event["seed"]),
+            "--model",
+            "demo",
+        )
+        assert sdcli(*alone, "--dry-run", "--json").events[0]["request"]["prompt"] == event["prompt"], (
+            "its seed decides"
+        )
+    again = sdcli("batch", file, *DEMO, "--wildcards", "w", "--json")
+    assert [e["event"] for e in again.events[:-1]] == ["skipped"] * 4
+    every = sdcli("batch", file, "--model", "demo", "--wildcards", "w", "--expand", "all", "--dry-run", "--json")
+    assert len({e["request"]["prompt"] for e in every.events}) == 7 and len(every.events) == 6 * 3 + 1
+    some = sdcli(
+        "batch", file, "--model", "demo", "--wildcards", "w", "--expand", "all", "--limit", "2", "--dry-run", "--json"
+    )
+    assert len(some.events) == 2 * 3 + 1
+
+
+def test_a_prompt_that_looks_dynamic_gets_one_hint(sdcli: Sdcli, tmp_path: Path) -> None:
+    file = write(tmp_path, "p.txt", "a {red|blue} star", "a {red|blue} heart")
+    done = sdcli("batch", file, *DEMO)
+    assert done.code == 0 and done.stderr.count("looks like a dynamic prompt") == 1
+
+
+def test_a_missing_wildcard_is_refused_before_anything_loads(sdcli: Sdcli, tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    write(tmp_path / "w", "shape.txt", "star")
+    file = write(tmp_path, "p.txt", "a __shape__", "a __shap__")
+    for how in ("random", "all"):
+        done = sdcli("batch", file, "--model", "demo", "--wildcards", "w", "--expand", how)
+        assert done.code == 65 and "p.txt:2: " in done.stderr and "shap" in done.stderr and "loading" not in done.stderr
+        done = sdcli("generate", "a __shap__", "--model", "demo", "--wildcards", "w", "--expand", how)
+        assert done.code == 65 and "loading" not in done.stderr
+    assert sdcli("batch", file, "--model", "demo", "--wildcards", "nowhere").code == 66
+
+
 def _not_finite(monkeypatch: pytest.MonkeyPatch, *prompts: str) -> None:
     """Make the pictures of some prompts fail; the rest is real."""
     from sdcli.errors import NotFinite

@@ -31,14 +31,15 @@ from sdcli.cli.main import app, finishing, screen
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, UsageError
+from sdcli.jobs import again, rows
 from sdcli.jobs import batch as batches
-from sdcli.jobs import rows
 from sdcli.jobs.batch import Planner, Survey
 from sdcli.jobs.jobs import Asked, Refused, check
 from sdcli.jobs.runner import Tally
 from sdcli.models import ModelSpec
 from sdcli.output import OutputPlan
 from sdcli.request import GenerationRequest, JobOptions
+from sdcli.settings import Merged
 
 EXAMPLES = """Draw a file of prompts; the same command again goes on where it stopped.
 
@@ -48,6 +49,8 @@ Examples:
 
   sdcli batch prompts.csv --steps 30 --json | jq -r .path
 
+  sdcli batch --from pictures/ --scheduler euler -o again/
+
   printf '%s\\n' "a red circle" "a blue star" | sdcli batch - --stream --model demo
 """
 
@@ -56,9 +59,11 @@ Examples:
 @options_from(GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
 def batch(
     files: Annotated[
-        list[str],
-        typer.Argument(metavar="FILE...", help="Prompts: .txt, .csv, .tsv, .jsonl or .json; - reads stdin."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE...", help="Prompts: .txt, .csv, .tsv, .jsonl or .json; - reads stdin.", show_default=False
+        ),
+    ] = None,
     size: Size = None,
     assign: Assign = None,
     input_format: Annotated[
@@ -87,6 +92,10 @@ def batch(
         ),
     ] = False,
     preset: Preset = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="DIR", help="Draw what pictures' records say, with options on top; repeatable."),
+    ] = None,
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
@@ -96,19 +105,25 @@ def batch(
     typed: dict[str, Any],
 ) -> None:  # fmt: skip
     results = drawing.begin(as_json=as_json or stream, print0=print0, quiet=quiet, verbose=verbose)
+    files = files or []
     if files.count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
+    if not files and not pictures:
+        raise UsageError("there is no FILE", "name a file of prompts, - for stdin, or --from DIR")
+    again_from = again.pictures(pictures or [])
     if input_format is not None:
         rows.format_of("-", input_format)
-    merged, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    of_pictures = again.models_of(again_from) if typed.get("model") is None else ()
+    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_pictures)
+    merged = given.merged()
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     out = merged.build(OutputPlan)
     check(merged.build(GenerationRequest, prompt=""), model)
-    planner = Planner(base=merged, model=model, expander=drawing.expander(options))
+    planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures
     if stream:
-        if files != ["-"] or dry_run:
+        if files != ["-"] or dry_run or again_from:
             raise UsageError(
                 "--stream answers stdin as it comes" + (", and draws" if dry_run else ""),
                 "leave --dry-run out" if dry_run else "give - as the only FILE",
@@ -131,16 +146,19 @@ def batch(
     with ExitStack() as opened:
         sources = [opened.enter_context(rows.Source(file, input_format)) for file in files]
 
+        def each() -> Iterator[tuple[Asked, Merged] | Refused]:
+            yield from planner.of_pictures(again_from)
+            yield from planner.of_rows(row for source in sources for row in source.rows())
+
         def read() -> Iterator[Asked | Refused]:
-            return planner.read(source.rows() for source in sources)
+            return (one if isinstance(one, Refused) else one[0] for one in each())
 
         found = batches.survey(read(), planner)
         _refuse(found, skip=skip_bad_rows)
         where = drawing.destination(out, results, pictures=found.total)
         if dry_run:
-            good = ((row, asked) for s in sources for row in s.rows() if isinstance(asked := planner.take(row), Asked))
-            each = ((asked, asked.origin, planner.merged(row)) for row, asked in good if isinstance(row, rows.Row))
-            drawing.dry_run(each, planner, where, spec, plan, results)
+            good = (one for one in each() if not isinstance(one, Refused))
+            drawing.dry_run(((asked, asked.origin, own) for asked, own in good), planner, where, spec, plan, results)
             return
         drawing.run(
             read, found, planner, where, out, results, load, options=options, fresh=fresh, retry_failed=retry_failed,

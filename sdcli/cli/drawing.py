@@ -27,7 +27,7 @@ from sdcli.output import OutputPlan
 from sdcli.pipeline import Pipeline
 from sdcli.prompts.wildcards import Expander
 from sdcli.request import WHAT, JobOptions
-from sdcli.settings import Merged
+from sdcli.settings import Given, Merged
 
 Size = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Width and height at once.", rich_help_panel=WHAT)
@@ -41,6 +41,10 @@ Assign = Annotated[
 Preset = Annotated[
     list[str] | None,
     typer.Option("--preset", "-p", metavar="NAME", help="fast, quality or lowvram; repeatable, the later wins."),
+]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="PICTURE", help="Draw what a picture's record says, with options on top."),
 ]
 Json = Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")]
 Print0 = Annotated[bool, typer.Option("--print0/--no-print0", "-0", show_default=False, help="End each path with NUL.")]
@@ -97,23 +101,31 @@ def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int) -> Results:
     return Results(as_json=as_json, print0=print0)
 
 
-def resolve(typed: Mapping[str, Any], presets: Sequence[str], assigned: Sequence[str]) -> tuple[Merged, Model]:
-    """Merge what a command was given, weakest first, and find the model that it means."""
+def resolve(
+    typed: Mapping[str, Any], presets: Sequence[str], assigned: Sequence[str], of_pictures: Iterable[str | None] = ()
+) -> tuple[Given, Model]:
+    """Return what a command was given, and the model that it means: one that was named, else that `of_pictures`."""
     pairs: dict[str, str] = {}
     for text in assigned:
         name, value = settings.pair(text)
         if name in pairs:
             raise UsageError(f"--set: {name} is given twice", "give it once")
         pairs[name] = value
-    sources = [(f"preset {name}", settings.preset(name)) for name in presets]
-    flags = [("flag", typed), ("--set", pairs)]
-    spec = settings.merge(*sources, *flags).build(ModelSpec)
+    over = (*((f"preset {name}", settings.preset(name)) for name in presets), ("flag", typed), ("--set", pairs))
+    given = settings.merge(*over)
+    if "prompt" in given.values:
+        raise UsageError(f"{given.origins['prompt']}: the prompt can't be set here", "give it as PROMPT, or in a row")
+    spec = given.build(ModelSpec)
+    under: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    if "model" not in given.values and (named := {name for name in of_pictures if name is not None}):
+        if len(named) > 1:
+            raise UsageError(f"the pictures are by several models: {', '.join(sorted(named))}", "say one with --model")
+        under = (("picture", {"model": named.pop()}),)
+        spec = settings.merge(*under, *over).build(ModelSpec)
     model = models.find(spec)
-    merged = settings.merge((f"model {model.name}", model.defaults), *sources, *flags)
-    if "prompt" in merged.values:
-        raise UsageError(f"{merged.origins['prompt']}: the prompt can't be set here", "give it as PROMPT, or in a row")
-    device.check(merged.build(DevicePlan))
-    return merged, model
+    under = ((f"model {model.name}", model.defaults), *under)
+    device.check(given.build(DevicePlan))
+    return Given(under=under, over=over), model
 
 
 def expander(options: JobOptions) -> Expander | None:

@@ -9,19 +9,21 @@ import typer
 
 from sdcli import output, pipeline
 from sdcli.cli import drawing
-from sdcli.cli.drawing import Assign, DryRun, Json, Loading, Preset, Print0, Quiet, Size, Verbose
+from sdcli.cli.drawing import Assign, DryRun, From, Json, Loading, Preset, Print0, Quiet, Size, Verbose
 from sdcli.cli.main import app, screen
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, InputMissing, UsageError
-from sdcli.jobs import jobs, plans
+from sdcli.jobs import again, jobs, plans
 from sdcli.jobs.jobs import Asked, Job, Seeds
 from sdcli.jobs.runner import How, Runner, Tally
+from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
 from sdcli.prompts.wildcards import looks_dynamic
 from sdcli.record import job_id
 from sdcli.request import GenerationRequest, JobOptions
+from sdcli.settings import Merged
 
 EXAMPLES = """Draw pictures from text.
 
@@ -32,16 +34,22 @@ Examples:
   sdcli generate "a lighthouse at dusk" --seed 7 --steps 30 -o dusk.png
 
   sdcli generate "a star" --count 4 -o stars/ --json | jq .path
+
+  sdcli generate --from dusk.png --steps 50
 """
 
 
 @app.command(help=EXAMPLES)
 @options_from(GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw; - reads it from stdin.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT...", help="What to draw; - reads it from stdin.", show_default=False),
+    ] = None,
     size: Size = None,
     assign: Assign = None,
     preset: Preset = None,
+    picture: From = None,
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
@@ -51,14 +59,20 @@ def generate(
     typed: dict[str, Any],
 ) -> None:
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose)
-    if prompts.count("-") > 1:
+    asked = prompts or []
+    if [*asked, picture].count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
-    read = _stdin() if "-" in prompts else None
-    texts = [read if p == "-" and read is not None else drawing.argument(p) for p in prompts]
-    merged, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    if not asked and picture is None:
+        raise UsageError("there is no PROMPT", "say what to draw, or --from PICTURE")
+    found = _look(picture) if picture is not None else None
+    read = _stdin() if "-" in asked else None
+    texts = [read if p == "-" and read is not None else drawing.argument(p) for p in asked]
+    of_picture = [] if found is None or typed.get("model") is not None else [again.model(found)]
+    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
+    merged = given.merged(*([(found.path, again.values(found))] if found else []))
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
-    made = _jobs(texts, merged.build(GenerationRequest, prompt=""), options, model)
+    made = _jobs(texts, merged, options, model, again.template(found) if found else None)
     where = output.resolve(
         files, pictures=len(made), json=as_json, print0=print0, stdout_is_tty=sys.stdout.isatty() and not dry_run
     )
@@ -67,6 +81,7 @@ def generate(
         identity = pipeline.identity(model) if model.is_here else None
         for job in made:
             origin = "stdin" if read and read in (job.request.prompt, job.template) else "argument"
+            origin = origin if texts else merged.origins["prompt"]
             event = plans.plan(
                 job, merged, model=model, identity=identity, spec=spec, plan=plan, where=where, prompt_origin=origin,
                 seeded=seeded,
@@ -75,6 +90,8 @@ def generate(
         return
     results.to_stdout = where.kind == "stdout"
     loaded = Loading(model, spec, plan)()
+    for line in again.missing(found, loaded.model_record.files) if found else []:
+        screen.warn(line)
     size_asked = options.batch_size or 1
     most = jobs.pack_size([0] * len(made), pipeline.LARGEST_PACK)
     batch_size = loaded.largest_pack(made[0].request, most) if size_asked == "auto" else min(size_asked, len(made))
@@ -86,21 +103,35 @@ def generate(
     Runner(how).run(made)
 
 
-def _jobs(texts: list[str], request: GenerationRequest, options: JobOptions, model: Model) -> list[Job]:
-    """Return the jobs of the prompts; whatever can be refused without torch is refused."""
-    import msgspec
-
-    jobs.check(request, model)
+def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, template: str | None) -> list[Job]:
+    """Return the jobs of the prompts, or of a picture's; whatever can be refused without torch is refused."""
     expander = drawing.expander(options)
     if expander is None and (dynamic := next(filter(looks_dynamic, texts), None)):
         drawing.hint_dynamic(dynamic)
+    # A picture's prompt has been expanded, if it was to be.
+    if texts:
+        asked = [
+            Asked(request=merged.over(("argument", {"prompt": text})).build(GenerationRequest), options=options)
+            for text in texts
+        ]
+    else:
+        asked = [Asked(request=merged.build(GenerationRequest), options=options, was_expanded=True, template=template)]
     made: list[Job] = []
-    for text in texts:
-        if expander is not None:
-            expander.check(text)
-        asked = Asked(request=msgspec.structs.replace(request, prompt=text), options=options)
-        made += jobs.of_asked(asked, Seeds(None, None), expander, lambda r: r, len(made) + 1)
+    for one in asked:
+        jobs.check(one.request, model)
+        if expander is not None and not one.was_expanded:
+            expander.check(one.request.prompt)
+        made += jobs.of_asked(one, Seeds(None, None), expander, lambda r: r, len(made) + 1)
     return made
+
+
+def _look(picture: str) -> Found:
+    if picture == "-" and sys.stdin is None:
+        raise InputMissing("stdin is closed", "give the picture's path to --from")
+    found = again.look(picture, sys.stdin.buffer if picture == "-" else None)
+    if found is None:
+        raise BadInput(f"{picture} is the sheet of a grid", "give one of its cells' pictures to --from")
+    return found
 
 
 def _stdin() -> str:

@@ -89,13 +89,14 @@ def grid(
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose)
     axes = [grids.axis(letter, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text is not None]
     cells = list(grids.cells(drawing.argument(prompt), axes))
-    merged, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    merged = given.merged()
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     if options.count != 1 or options.expand == "all":
         raise UsageError("a cell of a grid is one picture", "leave --count and --expand all out; an axis can be seeds")
     request = merged.build(GenerationRequest, prompt=prompt)
     check(request, model)
-    planner = Planner(base=merged, model=model, expander=drawing.expander(options))
+    planner = Planner(given=given, model=model, expander=drawing.expander(options))
     out = merged.build(OutputPlan)
     where = drawing.destination(out, results, pictures=len(cells))
     asked = [_asked(cell, axes, planner, request) for cell in cells]

@@ -167,7 +167,7 @@ def finishing() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
-COMMANDS = ("generate", "batch", "grid", "schedulers", "inspect")
+COMMANDS = ("generate", "batch", "grid", "schedulers", "inspect", "verify")
 
 
 def _import_commands(argv: Sequence[str]) -> None:

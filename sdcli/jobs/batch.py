@@ -10,12 +10,13 @@ import secrets
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdcli import metadata, output, pipeline, settings
 from sdcli.errors import BadInput, SdcliError, UsageError
-from sdcli.jobs import rows
+from sdcli.jobs import again, rows
 from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, of_asked, pack_size
 from sdcli.jobs.journal import Index, Journal, is_digest, pictures
 from sdcli.jobs.rows import BadRow, Row
@@ -25,22 +26,26 @@ from sdcli.pipeline import LARGEST_PACK, Pipeline
 from sdcli.prompts.wildcards import Expander, looks_dynamic
 from sdcli.record import ModelRecord, job_id
 from sdcli.request import GenerationRequest, JobOptions
-from sdcli.settings import Merged
+from sdcli.settings import Given, Merged
 
 # So many that any JSON reader keeps them all.
 RUN_SEED_BITS = 53
 DEFAULT = "sdcli-batch/{prompt:40}-{seed}-{id:8}.{format}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Planner:
     """What rows are merged over and checked against: the values of the command line, the model, and the wildcards."""
 
-    base: Merged
+    given: Given
     model: Model
     expander: Expander | None
     _checked: set[Hashable] = field(default_factory=set)
     _presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def base(self) -> Merged:
+        return self.given.merged()
 
     def merged(self, row: Row) -> Merged:
         """Return a row's values over those of the command line; its own presets lie directly under it."""
@@ -72,7 +77,7 @@ class Planner:
             return dataclasses.replace(asked, destination=destination)
         return asked
 
-    def asked(self, merged: Merged, origin: str, line: int | None = None) -> Asked:
+    def asked(self, merged: Merged, origin: str, line: int | None = None, *, was_expanded: bool = False) -> Asked:
         """Return what merged values ask for. Raises what can be known to be wrong with it."""
         request, options = merged.build(GenerationRequest), merged.build(JobOptions)
         key = (
@@ -87,9 +92,9 @@ class Planner:
             check(request, self.model)
             if len(self._checked) < WINDOW:
                 self._checked.add(key)
-        if self.expander is not None:
+        if self.expander is not None and not was_expanded:
             self.expander.check(request.prompt)
-        return Asked(request=request, options=options, origin=origin, line=line)
+        return Asked(request=request, options=options, origin=origin, line=line, was_expanded=was_expanded)
 
     def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
         if files.output == "-":
@@ -99,19 +104,38 @@ class Planner:
             files, pictures=2 if several else 1, json=False, print0=False, stdout_is_tty=False, default=DEFAULT
         )
 
-    def read(self, sources: Iterable[Iterable[Row | BadRow]]) -> Iterator[Asked | Refused]:
-        """Yield what the rows ask for, and the refusals of bad ones: `FILE:LINE: reason`."""
-        for source in sources:
-            for row in source:
-                yield self.take(row)
+    def of_picture(self, path: str) -> tuple[Asked, Merged] | Refused | None:
+        """Return what a picture asks for, with options on top, or why it can't be drawn again; None for a grid's sheet."""
+        try:
+            found = again.look(path)
+            if found is None:
+                return None
+            merged = self.given.merged((path, again.values(found)))
+            asked = self.asked(merged, path, was_expanded=True)
+            return dataclasses.replace(asked, template=again.template(found)), merged
+        except SdcliError as error:
+            where = f"{path}: "
+            return Refused(error=BadInput(where + error.message.removeprefix(where), error.hint))
 
-    def take(self, row: Row | BadRow) -> Asked | Refused:
+    def of_pictures(self, paths: Iterable[str]) -> Iterator[tuple[Asked, Merged] | Refused]:
+        """Yield what pictures ask for, with the values that it is made of, and refusals: `PATH: reason`."""
+        for path in paths:
+            one = self.of_picture(path)
+            if one is not None:
+                yield one
+
+    def of_rows(self, all_rows: Iterable[Row | BadRow]) -> Iterator[tuple[Asked, Merged] | Refused]:
+        """Yield what rows ask for, with the values that it is made of, and the refusals of bad ones: `FILE:LINE: reason`."""
+        return map(self.of_row, all_rows)
+
+    def of_row(self, row: Row | BadRow) -> tuple[Asked, Merged] | Refused:
         """Return what a row asks for, or why it can't be drawn."""
         where = f"{row.file}:{row.line}: "
         if isinstance(row, BadRow):
             return Refused(error=BadInput(where + row.reason, "mend the row"), line=row.line)
         try:
-            return self.ask(row, self.merged(row))
+            merged = self.merged(row)
+            return self.ask(row, merged), merged
         except SdcliError as error:
             # A source's name stands in its merge's messages already.
             return Refused(error=BadInput(where + error.message.removeprefix(where), error.hint), line=row.line)
@@ -312,7 +336,8 @@ def arriving(
             return
         if isinstance(row, BaseException):
             raise row
-        yield planner.take(row)
+        one = planner.of_row(row)
+        yield one if isinstance(one, Refused) else one[0]
 
 
 def _next(

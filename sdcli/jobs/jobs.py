@@ -37,7 +37,8 @@ class Job:
 class Asked:
     """What is asked for before it has its seeds: a request that may be without one, and how many pictures of it.
 
-    `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do.
+    `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do;
+    what `was_expanded` is never expanded again.
     """
 
     request: GenerationRequest
@@ -46,6 +47,8 @@ class Asked:
     line: int | None = None
     destination: Destination | None = None
     shares: GenerationRequest | None = None
+    was_expanded: bool = False
+    template: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ def of_asked(
     drawn again; of one that is expanded to all that it can be, each has its own seed and n pictures.
     """
     options, template = asked.options, asked.request.prompt
+    expander = None if asked.was_expanded else expander
     prompts: Iterable[str] = [template]
     if expander is not None and options.expand == "all":
         prompts = expander.all(template, options.limit)
@@ -107,7 +111,7 @@ def of_asked(
             drawn = expander.random(prompt, seed) if expander is not None and options.expand != "all" else prompt
             yield Job(
                 request=msgspec.structs.replace(request, prompt=drawn, seed=seed), index=index, line=asked.line,
-                template=template if drawn != template else None, name=options.name, tags=options.tags or {},
+                template=template if drawn != template else asked.template, name=options.name, tags=options.tags or {},
                 destination=asked.destination,
             )  # fmt: skip
             index += 1
@@ -115,7 +119,7 @@ def of_asked(
 
 def count(asked: Asked, expander: Expander | None) -> int:
     """Return how many pictures are asked for."""
-    if expander is None or asked.options.expand != "all":
+    if expander is None or asked.was_expanded or asked.options.expand != "all":
         return asked.options.count
     return asked.options.count * sum(1 for _ in expander.all(asked.request.prompt, asked.options.limit))
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import sqlite3
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -31,8 +33,22 @@ class _Line(msgspec.Struct):
     schema: int
     event: str
     id: str | None = None
+    path: str | None = None
+    pixels: str | None = None
     seed: int | None = None
-    batch_size: int | None = None
+    seconds: float | None = None
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    time: str | None = None
+
+    @property
+    def begins(self) -> bool:
+        """Whether it is what a journal begins with."""
+        return self.event == "run" and self.seed is not None and self.batch_size is not None
+
+    @property
+    def ends_a_job(self) -> bool:
+        known = self.id is not None and is_digest(self.id)
+        return known and (self.event == "error" or (self.event == "image" and None not in (self.path, self.pixels)))
 
 
 class Index:
@@ -104,20 +120,28 @@ class Journal:
             raise CannotCreateOutput(
                 f"{self.path} cannot be created: {error.strerror}", "choose another output with -o"
             ) from error
-        self.is_new = os.fstat(self._file).st_size == 0
-        # When the last line was written: a picture that has none was made later.
-        self.last_change = os.fstat(self._file).st_mtime if not self.is_new else None
+        # When the last job was done that has a line: a picture that has none was made later. None: there is no such line.
+        self.last_done: float | None = None
         try:
             self._read()
+        except OSError as error:
+            self.close()
+            raise OutputFailed(
+                f"{self.path} cannot be read: {error.strerror}", "choose another output with -o"
+            ) from error
         except BaseException:
             self.close()
             raise
+        if fresh:
+            self.last_done = math.inf  # What lies there is left as it is.
         self._began = os.fstat(self._file).st_size
 
     def _open(self) -> int:
         while True:
             handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise CannotCreateOutput(f"{self.path} is there and is no file", "choose another output with -o")
                 self._lock(handle)
                 # It may have been set aside between the opening and the lock.
                 if os.path.samestat(os.fstat(handle), os.stat(self.path)):
@@ -145,11 +169,12 @@ class Journal:
     def _read(self) -> None:
         """Index the lines; a last one without its end is what a kill left, and goes."""
         decoder = msgspec.json.Decoder(_Line)
+        changed, last = os.fstat(self._file).st_mtime, None
         start, first = 0, True
         with open(os.dup(self._file), "rb") as file:
             file.seek(0)
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and (not first or _is_torn(line)):
                     os.ftruncate(self._file, start)
                     break
                 try:
@@ -161,19 +186,25 @@ class Journal:
                         f"{self.path}:{number}: schema {said.schema}; this sdcli knows up to {SCHEMA}",
                         "use a newer sdcli, or --fresh",
                     )
-                if first and said.event != "run":
+                if first and not said.begins:
                     raise BadInput(
                         f"{self.path}:{number}: not the first line of a journal",
                         "--fresh sets it aside; or choose another output with -o",
                     )
-                if said.event == "run":
+                if said.begins:
                     self.seed = said.seed if first else self.seed
                     self.batch_size = said.batch_size
-                elif said.event in ("image", "error") and said.id and is_digest(said.id):
+                elif said.ends_a_job:
+                    assert said.id is not None
                     self._index.put_line(said.id, start, len(line))
                     self.lines += 1
+                    # A picture that was found tells nothing of when others were drawn.
+                    last = said if said.event == "error" or said.seconds is not None else last
                 first = False
                 start += len(line)
+        if last is not None:
+            # Not the file's time alone: a run that was killed may have cut it or said its pack size, and found no picture yet.
+            self.last_done = min(changed, _seconds(last.time))
 
     def begin(self, seed: int, batch_size: int) -> None:
         """Write durably what a run that goes on must know, before there is any picture; nothing where it is known."""
@@ -201,7 +232,7 @@ class Journal:
 
     def is_newer(self, time: float) -> bool:
         """Whether a file that was changed then (seconds) is newer than the last line that this run found."""
-        return self.last_change is None or time >= self.last_change - CLOCK
+        return self.last_done is None or time >= self.last_done - CLOCK
 
     def write(self, event: dict[str, Any]) -> tuple[int, int]:
         """Append a job's event, durably; return where its line starts, and its length. For any thread.
@@ -222,9 +253,9 @@ class Journal:
         with self._append:
             start = os.fstat(self._file).st_size
             try:
-                written = os.write(self._file, data)
-                if written < len(data):  # A disk that fills up takes a part, and says so the next time.
-                    os.write(self._file, data[written:])
+                left = memoryview(data)
+                while left:  # A disk that fills up takes a part, and says so the next time.
+                    left = left[os.write(self._file, left) :]
                 os.fsync(self._file)
             except OSError as error:
                 try:
@@ -300,6 +331,19 @@ def is_digest(text: str) -> bool:
         return len(bytes.fromhex(text)) == 32
     except ValueError:
         return False
+
+
+def _is_torn(line: bytes) -> bool:
+    """Say whether a file's only line may be the first half of a journal's first, or what a power cut makes of it."""
+    begin = b'{"schema": '
+    return line.startswith(begin) or begin.startswith(line) or not line.strip(b"\0")
+
+
+def _seconds(time: str | None) -> float:
+    try:
+        return datetime.fromisoformat(time or "").timestamp()
+    except ValueError:
+        return math.inf
 
 
 def _now() -> str:

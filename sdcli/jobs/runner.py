@@ -298,7 +298,7 @@ class Runner:
         """Encode a picture, write it, and then its line. Runs in the writing thread."""
         record, files = image.record, self.how.files
         destination = job.destination or self.how.destination
-        made = metadata.encoded(image.image, record, destination.format, files.metadata, files.quality)
+        made = metadata.encoded(image.image, record, destination.format, files.metadata, destination.quality)
         naming = output.naming(record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
         path = None
         if self.journal is not None and files.metadata == "none":

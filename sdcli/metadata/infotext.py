@@ -1,7 +1,8 @@
 """The record as A1111 writes it, under the keyword `parameters`: what other programs and upload sites read.
 
-The grammar is that of A1111's `create_infotext` (modules/processing.py) and its reader (modules/infotext_utils.py).
-It is not lossless: readers strip every line, and take a prompt's own line `Negative prompt:` for the negative prompt.
+The grammar, the fields and their order are those of A1111's `create_infotext` (modules/processing.py), what is lost that of
+its reader (modules/infotext_utils.py), which strips every line, and takes a prompt's own line `Negative prompt:` for the
+negative prompt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ KEYWORD = "parameters"
 def infotext(record: Record) -> str:
     """Return the prompt, the line `Negative prompt: ` if there is one, and the line of details."""
     request = record.request
+    vae = {name: sha256 for name, sha256 in record.model.files.items() if name.startswith("--vae/")}
+    own = {name: sha256 for name, sha256 in record.model.files.items() if name not in vae}
     # What A1111 adds only when it differs from its own default is None here when it does not.
     details = {
         "Steps": request.num_inference_steps,
@@ -25,8 +28,10 @@ def infotext(record: Record) -> str:
         "CFG scale": _number(request.guidance_scale),
         "Seed": request.seed,
         "Size": f"{record.pixels.width}x{record.pixels.height}",
-        "Model hash": _model_hash(record.model),
+        "Model hash": _hash(own),
         "Model": _model_name(record.model),
+        "VAE hash": _hash(vae),
+        "VAE": PurePath(next(iter(vae))).name if _hash(vae) else None,
         # A1111 counts the layer that is read (1: the last), diffusers the layers that are left out.
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "RNG": "CPU",
@@ -60,9 +65,9 @@ def _model_name(model: ModelRecord) -> str:
     return model.name if model.repo else PurePath(model.name).name.removesuffix(".safetensors") or model.name
 
 
-def _model_hash(model: ModelRecord) -> str | None:
-    """Return A1111's hash, which is defined for a checkpoint of one file: ten digits of its SHA-256."""
-    match list(model.files.items()):
+def _hash(files: dict[str, str]) -> str | None:
+    """Return A1111's hash, which is defined for weights of one file: ten digits of its SHA-256."""
+    match list(files.items()):
         case [(path, sha256)] if path.endswith(".safetensors"):
             return sha256[:10]
     return None

@@ -1,11 +1,19 @@
-"""The whole record as JSON, under the keyword `sdcli`: nothing is lost."""
+"""The whole record as JSON: nothing is lost.
+
+In PNG it is a text of its own, with the keyword `sdcli`. In the other containers it is the property `sdcli:record` of the
+XMP packet: the only place that each of them has, that may be as long as it wants (JPEG's EXIF ends at 64 KiB, its XMP goes
+on in further segments), that readers show and programs keep when they convert a picture, and that nobody takes for a
+caption. There every character is ASCII, so that no prompt meets XML's rules.
+"""
 
 from __future__ import annotations
+
+import re
 
 import msgspec
 
 from sdcli.errors import BadInput
-from sdcli.record import SCHEMA, Record
+from sdcli.record import SCHEMA, PixelRecord, Record
 
 KEYWORD = "sdcli"
 
@@ -14,7 +22,22 @@ class _Version(msgspec.Struct):
     schema: int
 
 
-def encode(record: Record) -> str:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Which job drew a picture, and its pixels: all that `--metadata minimal` keeps of a record.
+
+    The id hashes the whole request: nothing can be read from it, but a guess of all of it, the seed too, can be checked.
+    """
+
+    schema: int = SCHEMA
+    id: str
+    pixels: PixelRecord
+
+
+class _Minimal(Identity, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An identity and nothing more."""
+
+
+def encode(record: Record | Identity) -> str:
     """Return the record as one line of JSON.
 
     Raises BadInput for text that is not Unicode (lone surrogates, which argv can carry): JSON and PNG both hold UTF-8.
@@ -28,18 +51,59 @@ def encode(record: Record) -> str:
         ) from error
 
 
-def decode(text: str) -> Record:
-    """Return the record that `encode` wrote. Raises BadInput for anything else and for a newer schema."""
+def in_ascii(text: str) -> str:
+    """Return the same JSON in printable ASCII without `&`, `<` and `>`, which all stand inside its strings only."""
+    return re.sub("[^ -~]|[&<>]", _escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def identity_of(record: Record) -> Identity:
+    """Return what is left of a record that says nothing of what was asked."""
+    return Identity(id=record.id, pixels=record.pixels)
+
+
+def decode(text: str) -> Record | None:
+    """Return the record that `encode` wrote, None for a mere identity.
+
+    Raises BadInput for anything else and for a newer schema.
+    """
     try:
-        # The schema is looked at first, so that a newer record is called newer and not malformed.
-        schema = msgspec.json.decode(text, type=_Version).schema
-        if schema == SCHEMA:
-            return msgspec.json.decode(text, type=Record)
+        _check_schema(text)
+        if _is_minimal(text):
+            return None
+        return msgspec.json.decode(text, type=Record)
     # UnicodeEncodeError: a lone surrogate in `text`; RecursionError: brackets, thousands deep.
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
         raise BadInput(f"the record cannot be read: {error}") from error
+
+
+def identity(text: str) -> Identity:
+    """Return the identity in a record or in what is left of one. Raises BadInput as `decode` does."""
+    try:
+        _check_schema(text)
+        return msgspec.json.decode(text, type=Identity)
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
+        raise BadInput(f"the record cannot be read: {error}") from error
+
+
+def _is_minimal(text: str) -> bool:
+    try:
+        msgspec.json.decode(text, type=_Minimal)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _check_schema(text: str) -> None:
+    # Looked at first, so that a newer record is called newer and not malformed.
+    schema = msgspec.json.decode(text, type=_Version).schema
     if schema > SCHEMA:
         raise BadInput(
             f"the record has schema {schema}; this sdcli knows up to {SCHEMA}", "read it with a newer version of sdcli"
         )
-    raise BadInput(f"the record has schema {schema}, which never was")
+    if schema != SCHEMA:
+        raise BadInput(f"the record has schema {schema}, which never was")

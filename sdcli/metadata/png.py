@@ -1,15 +1,16 @@
-"""PNG: texts in chunks of their own, before the pixels."""
+"""PNG: texts in chunks of their own, before the pixels (PNG, third edition, section 11.3)."""
 
 from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
+import zlib
 from typing import TYPE_CHECKING
 
 from sdcli.errors import BadInput
-from sdcli.metadata import infotext, ours
-from sdcli.record import Record
+from sdcli.metadata import exif, infotext, ours, xmp
+from sdcli.metadata.bounds import Bounded
+from sdcli.metadata.coding import Carry, Coded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,34 +22,83 @@ MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n")
 COMPRESS_LEVEL = 4
 
 
-def encode(image: Image, record: Record | None) -> bytes:
-    """Return the file: the same bytes for the same picture and record. Without a record it has no text."""
+def write(image: Image, settings: None, carry: Carry) -> Coded:
+    """Return the file: the same bytes for the same picture and record."""
     from PIL.PngImagePlugin import PngInfo
 
+    said = carry(None)
     info = PngInfo()
-    if record is not None:
-        # Ours first: it refuses what is not Unicode.
-        lossless = ours.encode(record)
-        for keyword, text in ((infotext.KEYWORD, infotext.infotext(record)), (ours.KEYWORD, lossless)):
-            # Uncompressed, since readers refuse long compressed text; tEXt, which the most readers know, only for
-            # ASCII, since many take its Latin-1 for UTF-8.
-            if text.isascii():
-                info.add_text(keyword, text)
-            else:
-                info.add_itxt(keyword, text)
+    for keyword, text in ((infotext.KEYWORD, said.infotext), (ours.KEYWORD, said.record)):
+        # Uncompressed, since readers refuse long compressed text; tEXt, which the most readers know, only for ASCII, since
+        # many take its Latin-1 for UTF-8.
+        if text.isascii() and text:
+            info.add_text(keyword, text)
+        elif text:
+            info.add_itxt(keyword, text)
+    if said.mark:
+        info.add_itxt(xmp.PNG_KEYWORD, xmp.packet(said.mark))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info, compress_level=COMPRESS_LEVEL)
-    return buffer.getvalue()
+    return Coded(data=buffer.getvalue())
 
 
-def texts(path: Path) -> dict[str, str]:
-    """Return the texts that stand before the pixels, by keyword. Raises BadInput, and OSError if it cannot be read."""
-    from PIL.PngImagePlugin import PngImageFile
+def texts(file: Bounded) -> dict[str, str]:
+    """Return the texts by keyword, wherever they stand, and those of EXIF; the XMP packet is called `XMP`.
 
-    with path.open("rb") as file:
-        try:
-            # Not Image.open: no pixel is decoded here, so a large picture is no danger.
-            with PngImageFile(file) as image:
-                return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
-        except (SyntaxError, ValueError, OSError) as error:
-            raise BadInput(f"{path}: not a sound PNG: {error}") from error
+    Raises BadInput where the file is cut or a chunk that is read is not sound. The pixels' chunks are not read.
+    """
+    found: dict[str, str] = {}
+    block: bytes | None = None
+    file.skip(8)
+    first = True
+    while True:
+        file.part()
+        length, kind = file.unpack(">I4s")
+        if first and (kind, length) != (b"IHDR", 13):
+            raise BadInput("it has no IHDR where one must be")
+        if first or kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf"):
+            data = file.text(length)
+            if file.unpack(">I") != (zlib.crc32(kind + data),):
+                raise BadInput(f"the chunk {kind.decode()} has a wrong sum")
+            if kind == b"eXIf":
+                block = block or data
+            elif not first:
+                keyword, text = _text(kind, data, file)
+                found.setdefault("XMP" if keyword == xmp.PNG_KEYWORD else keyword, text)
+        else:
+            file.skip(length + 4)
+        if kind == b"IEND":
+            return (exif.texts(block) if block else {}) | found
+        first = False
+
+
+def _text(kind: bytes, data: bytes, file: Bounded) -> tuple[str, str]:
+    """Return a text chunk's keyword and text (PNG, third edition, section 11.3.3)."""
+    keyword, _, rest = data.partition(b"\0")
+    if kind == b"tEXt":
+        return keyword.decode("latin-1"), _latin(rest)
+    if kind == b"zTXt":
+        return keyword.decode("latin-1"), _latin(_inflate(rest[1:], file))
+    compressed = rest[:1] == b"\1"
+    _, _, rest = rest[2:].partition(b"\0")
+    _, _, rest = rest.partition(b"\0")
+    text = _inflate(rest, file) if compressed else rest
+    return keyword.decode("latin-1"), text.decode("utf-8", "replace")
+
+
+def _latin(data: bytes) -> str:
+    """Return a text that should be Latin-1: many programs write UTF-8, which Latin-1 hardly ever is by chance."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _inflate(data: bytes, file: Bounded) -> bytes:
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(data, file.text_left + 1)
+    except zlib.error as error:
+        raise BadInput(f"a compressed text is not sound: {error}") from error
+    file.count_text(len(text))
+    return text

@@ -1,0 +1,121 @@
+"""A picture as what to draw again: its values, its model, and what of it can't be had here."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sdcli import output
+from sdcli.errors import BadInput, InputMissing, UsageError
+from sdcli.metadata import inspecting
+from sdcli.metadata.inspecting import Found
+from sdcli.models import ALIASES
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def look(path: str, stdin: BinaryIO | None = None) -> Found | None:
+    """Return what the picture at `path` says (- with `stdin`: what comes there), None for the sheet of a grid.
+
+    Raises InputMissing, and BadInput for what is no sound picture or says nothing that could be drawn.
+    """
+    if path == "-" and stdin is not None:
+        found = inspecting.inspect_open(io.BytesIO(stdin.read()), "stdin")
+    else:
+        found = inspecting.inspect(Path(path))
+    if not found.request and found.unmapped.get("kind") == "grid":
+        return None
+    if "prompt" not in found.request:
+        raise BadInput(
+            f"{found.path}: it does not say what it was made from", "sdcli inspect --raw shows what it says at all"
+        )
+    return found
+
+
+def values(found: Found) -> dict[str, Any]:
+    """Return the picture's request as values to merge others over, and its tags; None is what the model decides."""
+    said = {field: value for field, value in found.request.items() if value is not None}
+    if found.record is not None and found.record.tags:
+        said["tags"] = dict(found.record.tags)
+    return said
+
+
+def template(found: Found) -> str | None:
+    """Return what the picture's prompt was expanded from."""
+    return found.record.template if found.record is not None else None
+
+
+def model(found: Found) -> str | None:
+    """Return the model to name for drawing a picture again, None where it does not say.
+
+    A model on the disk of whoever drew it is a name and no path, and a path in a picture is nobody's to open: UsageError.
+    """
+    record = found.record.model if found.record is not None else None
+    if record is None:
+        return None
+    if record.repo is not None and _REPO.fullmatch(record.repo):
+        pinned = record.commit is not None and _COMMIT.fullmatch(record.commit)
+        return f"{record.repo}@{record.commit}" if pinned else record.repo
+    if record.name in ALIASES:
+        return record.name
+    raise UsageError(
+        f"{found.path} was drawn by {record.name}, and does not say where that lies", "say it with --model"
+    )
+
+
+def missing(found: Found, files: Mapping[str, str] | None) -> list[str]:
+    """Return what of a picture's making can't be had: what it says besides, and weights that are others here.
+
+    `files` are the SHA-256 of the model's files that will draw, None where they are not known yet.
+    """
+    told = [f"{name}: {_short(value)}" for name, value in found.unmapped.items()]
+    lines = [f"{found.path} says what sdcli does not draw: {', '.join(told)}"] if told else []
+    record = found.record.model if found.record is not None else None
+    if record is None:
+        name = (found.model or {}).get("name")
+        if name:
+            lines.append(f"{found.path} was made with the model {_short(name)}, which is not looked for")
+    elif files is not None and files != record.files:
+        changed = sorted(k for k in {*files, *record.files} if files.get(k) != record.files.get(k))
+        lines.append(f"{found.path} was drawn by other weights than these: {', '.join(changed[:3])}")
+    return lines
+
+
+def models_of(paths: Iterable[str]) -> Iterator[str | None]:
+    """Yield the models of pictures; those that can't be drawn again are left for the reading that refuses them."""
+    for path in paths:
+        try:
+            found = look(path)
+        except (BadInput, InputMissing):
+            continue
+        if found is not None:
+            yield model(found)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def pictures(names: Sequence[str]) -> list[str]:
+    """Return the pictures that files and folders mean, those in a folder in their order. Raises InputMissing."""
+    found: list[str] = []
+    for name in names:
+        if os.path.isdir(name):
+            found += _in_folder(Path(name))
+        elif os.path.lexists(name):
+            found.append(name)
+        else:
+            raise InputMissing(f"{name} is not there", "check the path")
+    return found
+
+
+def _in_folder(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in output.ENDINGS and not path.name.startswith(".") and path.is_file():
+            yield str(path)
