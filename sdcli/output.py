@@ -9,6 +9,7 @@ import re
 import secrets
 import string
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -405,6 +406,14 @@ def _place(temporary: Path, path: Path) -> Path:
                 raise
             break
     return _place_without_links(temporary, path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder: hidden files that nobody has touched for an hour."""
+    for left in folder.glob(".sdcli-*.part"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - 3600:
+                left.unlink()
 
 
 def set_aside(path: Path) -> None:

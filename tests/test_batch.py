@@ -476,6 +476,31 @@ def test_fresh_draws_all_anew(sdcli: Sdcli, tmp_path: Path) -> None:
     assert (tmp_path / "sdcli-batch" / "sdcli-batch-2.jsonl").exists()
 
 
+def test_fresh_draws_what_has_its_own_seed_too(sdcli: Sdcli, tmp_path: Path) -> None:
+    file = write(tmp_path, "p.txt", "a star --seed 1")
+    for argv in (("batch", file), ("batch", file, "--fresh")):
+        assert [e["event"] for e in sdcli(*argv, *DEMO, "--json").events] == ["image", "summary"]
+    assert len(list((tmp_path / "sdcli-batch").glob("*.png"))) == 2
+    assert sdcli("batch", file, *DEMO, "--json").events[0]["event"] == "skipped"
+
+
+def test_what_generate_drew_is_taken_over(sdcli: Sdcli, tmp_path: Path) -> None:
+    """A picture with a job's id in it is that job's, whoever drew it and wherever the folder came from."""
+    sdcli("generate", "a star", "--seed", "1", *DEMO, "-o", "out/")
+    done = sdcli("batch", write(tmp_path, "p.txt", "a star --seed 1"), *DEMO, "-o", "out/", "--json")
+    assert images(done)[0]["path"] == "out/a-star-1.png" and len(list((tmp_path / "out").glob("*.png"))) == 1
+
+
+def test_what_kills_left_is_swept(sdcli: Sdcli, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    old, new = tmp_path / "out" / ".sdcli-0123456789abcdef.part", tmp_path / "out" / ".sdcli-fedcba9876543210.part"
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert sdcli("batch", write(tmp_path, "p.txt", "a star"), *DEMO, "-o", "out/").code == 0
+    assert not old.exists() and new.exists(), "the new one may be being written"
+
+
 def test_without_metadata_the_pixels_tell(sdcli: Sdcli, tmp_path: Path) -> None:
     file = write(tmp_path, "p.txt", "a star", "a heart")
     done = sdcli("batch", file, *DEMO, "--metadata", "none", "--json")

@@ -143,6 +143,8 @@ def batch(
             )  # fmt: skip
             drawing.go(how, ready, batches.jobs(coming, ready, planner.expander), results)
         return
+    if "-" in files and sys.stdin is not None and sys.stdin.isatty():
+        screen.say("reading prompts from the terminal, a line each; Ctrl-D ends them")
     with ExitStack() as opened:
         sources = [opened.enter_context(rows.Source(file, input_format)) for file in files]
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -92,15 +93,9 @@ def _pictures(name: str) -> Iterator[Path | None]:
     if name == "-":
         yield None
         return
-    found = False
-    for folder, folders, files in os.walk(name):
-        folders.sort()
-        for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in output.ENDINGS:
-                found = True
-                yield Path(folder, file)
-    if not found:
-        yield Path(name)
+    inside = [os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files]
+    wanted = sorted(file for file in inside if os.path.splitext(file)[1].lower() in output.ENDINGS)
+    yield from map(Path, wanted or [name])
 
 
 def _one(path: Path | None, check: bool, raw: bool, results: Results) -> int:
@@ -112,9 +107,12 @@ def _one(path: Path | None, check: bool, raw: bool, results: Results) -> int:
         found = inspecting.inspect(path, check) if path is not None else _stdin(check)
     except (BadInput, InputMissing) as error:
         screen.error(error)
+        if screen.verbosity >= 2:
+            traceback.print_exception(error.__cause__ or error)
         if results.as_json:
             results.event({**events.error(error), "path": str(path or "-")})
         return error.exit_code
+    screen.say(f"{found.path}: its texts are {', '.join(found.raw) or 'none'}", level=1)
     if results.as_json:
         results.event(found.as_json())
     else:

@@ -269,6 +269,7 @@ def prepare(
                 )
             seed = journal.seed if journal.seed is not None else secrets.randbits(RUN_SEED_BITS)
             journal.begin(seed, size)
+            output.sweep(folder[0])
             for where, depth in {folder, *found.folders}:
                 for path in pictures(where, depth, journal.is_newer):
                     _remember(path, index)

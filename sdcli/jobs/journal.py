@@ -154,8 +154,12 @@ class Journal:
             os.close(handle)
 
     def _lock(self, handle: int) -> None:
-        import fcntl
-
+        try:
+            import fcntl
+        except ImportError:
+            raise CannotCreateOutput(
+                "this system has no locks for a batch's journal", "draw with sdcli generate, or use Linux or macOS"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

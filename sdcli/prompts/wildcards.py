@@ -477,7 +477,7 @@ class _Scope:
     busy: frozenset[str] = frozenset()
 
     def having(self, name: str, value: Command, scope: _Scope | None = None) -> _Scope:
-        return replace(self, variables={**self.variables, name: (value, scope)})
+        return _Scope({**self.variables, name: (value, scope)}, self.busy - {name})
 
     def value(self, use: VariableAccessCommand) -> tuple[Command, _Scope]:
         """Return what a variable stands for, and the scope for that."""
@@ -486,7 +486,7 @@ class _Scope:
             if scope is not None:
                 return value, scope
             if use.name in self.busy:
-                raise BadInput(f"the variable {use.name} contains itself", "${name=!...} sets it to one draw")
+                raise BadInput(f"the variable {use.name} contains itself", "leave it out of its own value")
             return value, replace(self, busy=self.busy | {use.name})
         if use.default is None:
             raise BadInput(f"the variable {use.name} is not set", f"${{{use.name}=...}} sets it")
