@@ -555,6 +555,7 @@ def test_a_coprocess_answers_each_line_at_once(tmp_path: Path) -> None:
     running.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_coprocess_answers_in_order(process: Sdcli, tmp_path: Path) -> None:
     """Whatever the packs, and whatever an earlier run has done already."""
     lines = [
@@ -585,6 +586,7 @@ def test_a_reader_that_leaves_ends_the_coprocess(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and "error" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_coprocess_that_waits_can_be_stopped(tmp_path: Path) -> None:
     running = _coprocess(tmp_path)
     assert running.stdin and running.stdout and running.stderr

@@ -1,4 +1,4 @@
-"""A picture says how it was made: to sdcli without loss, to others in A1111's grammar."""
+"""A picture says how it was made: to sdcli without loss, to others in A1111's grammar and as XMP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image
 
 from sdcli import metadata
 from sdcli.errors import BadInput, InputMissing, UsageError
-from sdcli.metadata import ours
+from sdcli.metadata import ours, xmp
 from sdcli.metadata.infotext import infotext
 from sdcli.record import (
     SCHEMA,
@@ -80,7 +80,7 @@ def chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def png(made: Record) -> bytes:
-    return metadata.encode(PICTURE, made, "png", "full")
+    return metadata.encoded(PICTURE, made, "png", "full").data
 
 
 # A1111's reader
@@ -134,6 +134,7 @@ def test_infotext_is_read_back(prompt: str, negative: str, name: str, scale: flo
     name = name.strip().lstrip('"').strip() or "x"
     model = ModelRecord(name=name, family="sd1", repo="org/model")
     made = record(prompt, negative_prompt=negative, guidance_scale=scale, seed=seed, model=model)
+    # What is lost besides stands in `test_what_infotext_loses`.
     read_prompt, read_negative, details = read_infotext(infotext(made))
     assert read_prompt.strip() == lines_of(prompt)
     assert read_negative.strip() == lines_of(negative)
@@ -143,17 +144,48 @@ def test_infotext_is_read_back(prompt: str, negative: str, name: str, scale: flo
 
 
 @pytest.mark.parametrize(
+    ("prompt", "negative", "read"),
+    [
+        ("  blanks \t\n  around lines  ", "", ("blanks\naround lines", "")),
+        ("\n\nempty lines at the start\n", "\n\nhere too\n", ("empty lines at the start\n", "here too\n")),
+        ("CR\rand CRLF\r\nare LF", "", ("CR\nand CRLF\nare LF", "")),
+        ("NUL\0is another sign", "", ("NUL\ufffdis another sign", "")),
+        ("a\nNegative prompt: b\nc", "d", ("a", "b\nc\nd")),
+        ("a", "b\nNegative prompt: c", ("a", "b\nc")),
+        ("\u3000all blanks of Unicode\u2028", "", ("all blanks of Unicode", "")),
+        ("Steps: 1, Sampler: no, Seed: 2", "", ("Steps: 1, Sampler: no, Seed: 2", "")),
+        ("emoji ✨👩‍👩‍👧 and \ufffe, \x01", "星", ("emoji ✨👩‍👩‍👧 and \ufffe, \x01", "星")),
+    ],
+)
+def test_what_infotext_loses(prompt: str, negative: str, read: tuple[str, str]) -> None:
+    assert read_infotext(infotext(record(prompt, negative_prompt=negative)))[:2] == read
+    made = ours.encode(record(prompt, negative_prompt=negative))
+    kept = ours.decode(made)
+    assert kept is not None and (kept.request.prompt, kept.request.negative_prompt) == (prompt, negative)
+
+
+def test_a_bare_value_with_quotes_or_blanks_around_it_is_read_without() -> None:
+    for name, read in (('"x"', "x"), (" x ", "x ")):
+        made = record(model=ModelRecord(name=name, family="sd1", repo="r"))
+        assert read_infotext(infotext(made))[2]["Model"] == read
+
+
+@pytest.mark.parametrize(
     ("files", "hash"),
     [
         ({}, None),
         ({"a.safetensors": SHA}, SHA[:10]),
         ({"unet/a.safetensors": SHA, "vae/b.safetensors": SHA}, None),
         ({"a.bin": SHA}, None),
+        ({"a.safetensors": SHA, "--vae/b.safetensors": SHA[::-1]}, SHA[:10]),
     ],
 )
 def test_model_hash_only_of_one_file(files: dict[str, str], hash: str | None) -> None:
     details = read_infotext(infotext(record(model=ModelRecord(name="m", family="sd1", files=files))))[2]
     assert details.get("Model hash") == hash
+    if len(files) == 2 and hash:
+        assert (details["VAE hash"], details["VAE"]) == (SHA[::-1][:10], "b.safetensors")
+        assert list(details)[5:9] == ["Model hash", "Model", "VAE hash", "VAE"]
 
 
 def test_eta_is_written_where_a1111_has_it() -> None:
@@ -180,14 +212,13 @@ def test_nothing_is_lost_through_a_png(
     data = png(made)
     assert read_back(data, tmp_path_factory.getbasetemp()) == made
     texts = [(kind, content) for kind, content in chunks(data) if kind in ("tEXt", "iTXt")]
+    assert [content.partition(b"\0")[0] for _, content in texts] == [b"parameters", b"sdcli", b"XML:com.adobe.xmp"]
     for kind, content in texts:
-        keyword, _, rest = content.partition(b"\0")
-        assert keyword in (b"parameters", b"sdcli")
+        _, _, rest = content.partition(b"\0")
         # iTXt: not compressed, no language, no translated keyword. No NUL and no CR in either.
         text = rest if kind == "tEXt" else rest.removeprefix(b"\0\0\0\0")
         assert b"\0" not in text and b"\r" not in text
         assert (kind == "tEXt") == text.isascii()
-    assert len(texts) == 2
 
 
 def test_lone_surrogates_are_refused() -> None:
@@ -223,14 +254,87 @@ def test_a_record_s_types_are_checked() -> None:
         ours.decode(json.dumps(good))
 
 
+def test_records_of_earlier_versions_are_read() -> None:
+    said = msgspec.json.decode(ours.encode(record()))
+    del said["encoding"], said["pixels"]["stored_sha256"]
+    assert ours.decode(json.dumps(said)) == record()
+
+
+def test_minimal_keeps_the_id_and_nothing_of_the_request() -> None:
+    made = record("a secret", tags={"secret": "secret"}, template="secret", negative_prompt="secret")
+    text = ours.encode(ours.identity_of(made))
+    assert json.loads(text) == {"schema": 1, "id": made.id, "pixels": msgspec.to_builtins(made.pixels)}
+    assert ours.decode(text) is None
+    for kept in (text, ours.encode(made)):
+        identity = ours.identity(kept)
+        assert (identity.id, identity.pixels) == (made.id, made.pixels)
+    for bad in ("{}", '{"schema": 1, "id": "x"}', '{"schema": 2}', "[" * 100_000):
+        with pytest.raises(BadInput):
+            ours.identity(bad)
+
+
+# XMP
+
+FILES = {"unet/a.safetensors": "a" * 64, "b.safetensors": "b" * 64}
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "version"),
+    [
+        (ModelRecord(name="org/model", family="sd1", repo="org/model", commit="c0ffee", files=FILES), "org/model", "c0ffee"),
+        (ModelRecord(name="dir/x", family="sd1", files={"x": SHA, "--vae/y": "y"}), "x", SHA),
+        (
+            ModelRecord(name="x", family="sd1", files=FILES), "x",
+            hashlib.sha256(f"{'b' * 64}  b.safetensors\n{'a' * 64}  unet/a.safetensors\n".encode()).hexdigest(),
+        ),
+        (ModelRecord(name="x", family="sd1"), "x", None),
+        (ModelRecord(name='a<b>&"\'\x01\ud800é', family="sd1", commit="c"), 'a<b>&"\'\ufffd\ufffdé', "c"),
+    ],
+)  # fmt: skip
+def test_the_mark(model: ModelRecord, name: str, version: str | None) -> None:
+    packet = xmp.packet(xmp.mark(record("secret", model=model)))
+    iptc = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    assert xmp.find(packet, iptc, "DigitalSourceType") == (
+        "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    )
+    assert xmp.find(packet, iptc, "AISystemUsed") == name
+    assert xmp.find(packet, iptc, "AISystemVersionUsed") == version
+    assert xmp.find(packet, "http://ns.adobe.com/xap/1.0/", "CreatorTool") == "sdcli 0.1.0"
+    assert packet.startswith('<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>')
+    assert packet.endswith('<?xpacket end="r"?>') and "secret" not in packet
+    assert xmp.own_record(packet) is None
+
+
+def test_xmp_of_others() -> None:
+    packet = '<a xmlns:b="b/" xmlns="a/"><b:c>one<d/> two &amp;</b:c><e b:f="three"/></a>'
+    assert xmp.find(packet, "b/", "c") == "one two &"
+    assert xmp.find(packet, "b/", "f") == "three"
+    assert xmp.find(packet, "b/", "g") is None
+    for bad in (
+        "<a>",
+        "no",
+        '<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>',
+        "<a>" * 200 + "</a>" * 200,
+        "<a/>" + " " * 2**20,
+    ):
+        with pytest.raises(BadInput, match="XMP"):
+            xmp.find(bad, "b/", "c")
+    for text in (
+        "<sdcli:record>{&quot;a&quot;}</sdcli:record>",
+        "<a sdcli:record='{\"a\"}'/>",
+        '<a\nsdcli:record="{&#34;a&#x22;}">',
+    ):
+        assert xmp.own_record(text) == '{"a"}'
+
+
 # PNG
 
 
 def test_texts_stand_before_the_pixels_and_pixels_are_kept() -> None:
     made = record("über")
     data = png(made)
-    assert [kind for kind, _ in chunks(data)] == ["IHDR", "iTXt", "iTXt", "IDAT", "IEND"]
-    assert [kind for kind, _ in chunks(png(record("plain")))] == ["IHDR", "tEXt", "tEXt", "IDAT", "IEND"]
+    assert [kind for kind, _ in chunks(data)] == ["IHDR", "iTXt", "iTXt", "iTXt", "IDAT", "IEND"]
+    assert [kind for kind, _ in chunks(png(record("plain")))] == ["IHDR", "tEXt", "tEXt", "iTXt", "IDAT", "IEND"]
     assert png(made) == data
     with Image.open(io.BytesIO(data)) as image:
         assert pixels_of(image) == made.pixels
@@ -238,16 +342,16 @@ def test_texts_stand_before_the_pixels_and_pixels_are_kept() -> None:
 
 
 def test_metadata_none_leaves_pixels_only(tmp_path: Path) -> None:
-    data = metadata.encode(PICTURE, record("secret"), "png", "none")
+    data = metadata.encoded(PICTURE, record("secret"), "png", "none").data
     assert [kind for kind, _ in chunks(data)] == ["IHDR", "IDAT", "IEND"]
     assert read_back(data, tmp_path) is None
 
 
-@pytest.mark.parametrize("format", ["jpg", "webp", "bmp"])
+@pytest.mark.parametrize("format", ["jpeg", "gif", "bmp"])
 def test_other_formats_are_refused(format: str) -> None:
     with pytest.raises(UsageError) as caught:
-        metadata.encode(PICTURE, record(), format, "full")
-    assert caught.value.hint and "png" in caught.value.hint
+        metadata.encoded(PICTURE, record(), format, "full")
+    assert caught.value.hint and "png, jpg, webp, avif" in caught.value.hint
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -113,6 +113,24 @@ def test_exact_and_stdout() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "more", "format"),
+    [
+        ("x.jpg", {}, "jpg"),
+        ("x.JPEG", {"format": "jpg"}, "jpg"),
+        ("{seed}.webp", {"quality": 100}, "webp"),
+        ("x.avif", {"quality": 1}, "avif"),
+        ("{seed}.{format}", {"format": "webp"}, "webp"),
+        ("out/", {"format": "jpg", "quality": 90}, "jpg"),
+        ("-", {"format": "avif"}, "avif"),
+        (None, {"format": "webp"}, "webp"),
+    ],
+)
+def test_the_format_is_what_the_ending_or_the_option_says(text: str | None, more: dict[str, Any], format: str) -> None:
+    destination = to(text, **more)
+    assert (destination.format, destination.quality) == (format, more.get("quality"))
+
+
+@pytest.mark.parametrize(
     ("text", "more", "reason"),
     [
         ("x.png", {"pictures": 2}, "2 pictures"),
@@ -140,11 +158,8 @@ def test_exact_and_stdout() -> None:
         ("{{seed}.png", {}, "braces"),
         ("x.png", {"format": "jpg"}, "--format says jpg"),
         ("{seed}.png", {"format": "webp"}, "--format says webp"),
-        ("x.jpg", {}, "png"),
-        ("x.JPEG", {}, "png"),
-        ("{seed}.webp", {}, "png"),
-        ("out/", {"format": "jpg"}, "png"),
-        (None, {"format": "webp"}, "png"),
+        ("x.png", {"quality": 90}, "png has no quality"),
+        ("out/", {"quality": 90}, "png has no quality"),
         ("{prompt}.png", {"pictures": 2, "overwrite": True}, "one name"),
     ],
 )
@@ -180,7 +195,8 @@ def test_a_folder_that_may_not_be_written_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_the_plan_declares_its_options() -> None:
-    assert [o.flags[0] for o in options_of(OutputPlan)] == ["--output", "--format", "--overwrite", "--metadata"]
+    flags = ["--output", "--format", "--quality", "--overwrite", "--metadata"]
+    assert [o.flags[0] for o in options_of(OutputPlan)] == flags
     assert {o.panel for o in options_of(OutputPlan)} == {"What comes out"}
     assert msgspec.convert({"format": "jpg", "overwrite": True}, OutputPlan).format == "jpg"
 

@@ -93,9 +93,9 @@ def _pictures(name: str) -> Iterator[Path | None]:
     if name == "-":
         yield None
         return
-    inside = [os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files]
-    wanted = sorted(file for file in inside if os.path.splitext(file)[1].lower() in output.ENDINGS)
-    yield from map(Path, wanted or [name])
+    inside = [Path(folder, file) for folder, _, files in os.walk(name) for file in files]
+    wanted = sorted(path for path in inside if path.suffix.lower() in output.ENDINGS and not path.name.startswith("."))
+    yield from wanted or [Path(name)]
 
 
 def _one(path: Path | None, check: bool, raw: bool, results: Results) -> int:
@@ -107,8 +107,7 @@ def _one(path: Path | None, check: bool, raw: bool, results: Results) -> int:
         found = inspecting.inspect(path, check) if path is not None else _stdin(check)
     except (BadInput, InputMissing) as error:
         screen.error(error)
-        if screen.verbosity >= 2:
-            traceback.print_exception(error.__cause__ or error)
+        screen.say("".join(traceback.format_exception(error.__cause__ or error)).rstrip(), level=2)
         if results.as_json:
             results.event({**events.error(error), "path": str(path or "-")})
         return error.exit_code

@@ -167,7 +167,7 @@ def finishing() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
-COMMANDS = ("generate", "batch", "grid", "schedulers", "inspect", "verify")
+COMMANDS = ("generate", "batch", "grid", "inspect", "verify", "schedulers")
 
 
 def _import_commands(argv: Sequence[str]) -> None:

@@ -16,12 +16,24 @@ if TYPE_CHECKING:
     from sdcli.pipeline import Step
 
 
+class _Escapes(dict[int, str]):
+    """For `str.translate`: what each character becomes, found out when it is met first."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        kept = char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
+        shown = char if kept else char.encode("unicode_escape").decode()
+        if len(self) < 10_000:  # A hostile text has every character there is.
+            self[code] = shown
+        return shown
+
+
+_ESCAPES = _Escapes()
+
+
 def printable(text: str) -> str:
     """Return a text that can't steer a terminal: control and format characters become escapes."""
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode()
-        for c in text
-    )
+    return text.translate(_ESCAPES)
 
 
 def styled(text: str, code: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import msgspec
 import typer
@@ -50,5 +50,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         *flags, help=option.help + default, rich_help_panel=option.panel, show_default=False,
         metavar=None if switch else option.metavar or METAVARS.get(kind, "NAME"),
     )  # fmt: skip
-    annotation = Annotated[(bool if switch else str) | None, info]  # type: ignore[valid-type]
+    # What has several values has as many words in argv.
+    words = kind if get_origin(kind) is tuple else bool if switch else str
+    annotation = Annotated[words | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -219,7 +219,7 @@ def json_object(text: str | None, keyword: str) -> dict[str, Any] | None:
     if sum(map(text.count, ",[{")) > MOST_VALUES:
         raise Unreadable(f"its text {keyword} has more than {MOST_VALUES} values")
     try:
-        # ComfyUI writes NaN (its issue 8548).
+        # ComfyUI writes NaN, for a node that is to be run each time.
         value = json.loads(text, parse_constant=str, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"its text {keyword} begins as JSON and is none") from error

@@ -149,22 +149,28 @@ class Graph:
 
 def _said(graph: Graph) -> Said:
     samplers = [id for id in graph.nodes if _is_sampler(graph, id)]
-    nearest = _nearest(graph, set(samplers))
+    # One that samples over a finished picture (a face, a tile) is passed by.
+    nearest = _nearest(graph, {id for id in samplers if "image" not in graph.inputs(id)})
     if not nearest:
         saying = Saying("comfyui")
         saying.name({"nodes": sorted({graph.kind(id) for id in graph.nodes})[:MOST_NAMED]})
         return saying.said()
     read = [_sampler(graph, id) for id in nearest[:MOST_NAMED]]
     saying, model = read[0]
+    told: list[dict[str, Any]] = []
     if len(read) > 1:
         alike = {k: v for k, v in saying.request.items() if all(k in o.request and o.request[k] == v for o, _ in read)}
         model = model if all(m == model for _, m in read) else {}
         saying = Saying("comfyui")
         saying.request = alike
-    others = nearest if len(nearest) > 1 else [id for id in samplers if id != nearest[0]]
-    saying.name({"samplers": [_named(graph, id) for id in others[:MOST_NAMED]]})
-    if len(others) > MOST_NAMED:
-        saying.name({"more samplers": len(others) - MOST_NAMED})
+        told = [{**_named(graph, id), "request": o.request} for id, (o, _) in zip(nearest, read, strict=False)]
+    chosen = set(nearest)
+    others = [id for id in samplers if id not in chosen]
+    told += [_named(graph, id) for id in others[:MOST_NAMED]]
+    saying.name({"samplers": told[:MOST_NAMED]})
+    count = len(others) + (len(nearest) if len(read) > 1 else 0)
+    if count > MOST_NAMED:
+        saying.name({"more samplers": count - MOST_NAMED})
     return saying.said(model)
 
 
@@ -264,7 +270,8 @@ def _take_texts(graph: Graph, saying: Saying, value: object, side: str, field: s
         if kind == "ConditioningZeroOut":
             passed.append(kind)
             continue
-        encoded = {k: inputs[k] for k in ENCODED if k in inputs}
+        # Some loaders encode, and have both texts.
+        encoded = {k: inputs[k] for k in (*ENCODED, side) if k in inputs and (k != side or isinstance(inputs[k], str))}
         ups = _conditionings(graph, id, side, slot)
         if encoded and not ups:
             texts += _encoded(graph, saying, side, encoded)
