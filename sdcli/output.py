@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed, SdcliError, UsageError, nearest
-from sdcli.metadata import check_format
+from sdcli.metadata import check_format, signing
 from sdcli.options import meta
 from sdcli.record import Record
 
@@ -68,16 +68,24 @@ class OutputPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Literal["full", "minimal", "none"],
         meta("full; minimal: no prompt; none.", "--metadata", panel=COMES_OUT),
     ] = "full"
+    sign: Annotated[
+        tuple[str, str] | None,
+        meta("Sign (C2PA) with two PEM files.", "--sign", panel=COMES_OUT, metavar="CERT KEY"),
+    ] = None
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run's pictures go, checked: `text` is a path if `kind` is exact, and a template if it is template."""
+    """Where a run's pictures go, checked: `text` is a path if `kind` is exact, and a template if it is template.
+
+    `signer` signs them; None: they are not signed.
+    """
 
     kind: Literal["stdout", "exact", "template"]
     text: str
     format: str
     quality: int | None = None
     overwrite: bool
+    signer: signing.Signer | None = None
 
 
 class Naming(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +125,8 @@ def resolve(
     A template ends in `.{format}` or a picture's ending, or in `/` or nothing more than a folder, which then hold
     `default`'s name. Folders that are missing are made, those of an exact path too. An exact path that is a folder is
     refused unless it is written with `/`; a symbolic link there is replaced and what it points to stays.
-    Raises UsageError, and CannotCreateOutput where the output's folder cannot be written.
+    Raises UsageError, and CannotCreateOutput where the output's folder cannot be written; with `sign` also InputMissing and
+    BadInput, where its files cannot sign.
     """
     output = default if plan.output is None else plan.output
     if "\0" in output:
@@ -224,8 +233,24 @@ def _destination(
     format = said or plan.format or "png"
     check_format(format, plan.quality)
     return Destination(
-        kind=kind, text=text, format=format, quality=plan.quality, overwrite=plan.overwrite or kind == "exact"
+        kind=kind,
+        text=text,
+        format=format,
+        quality=plan.quality,
+        overwrite=plan.overwrite or kind == "exact",
+        signer=_signer(plan),
     )
+
+
+def _signer(plan: OutputPlan) -> signing.Signer | None:
+    if plan.sign is None:
+        return None
+    if plan.metadata == "none":
+        # A signature says who signed, and that it was made by AI.
+        raise UsageError(
+            "--sign is metadata, and --metadata none wants none", "say --metadata minimal: it has no prompt"
+        )
+    return signing.signer(*plan.sign)
 
 
 def _template(template: str, plan: OutputPlan, pictures: int) -> Destination:

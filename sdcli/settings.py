@@ -23,6 +23,8 @@ from sdcli.request import GenerationRequest, JobOptions
 R = TypeVar("R", bound=msgspec.Struct)
 RECORDS: tuple[type[msgspec.Struct], ...] = (GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
 DECIDED_LATER = "decided at run time"
+# Fields of several values, which are given as JSON where only text can be given.
+JSON = {"tags": ("object", 'tags={"set": "a"}'), "sign": ("array", 'sign=["cert.pem", "key.pem"]')}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +114,13 @@ def convert(name: str, value: Any, origin: str) -> Any:
     path = option.field in ("output", "model", "vae", "wildcards")
     if isinstance(value, str) and not path and not is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
-    if isinstance(value, str) and option.field == "tags":
+    if isinstance(value, str) and option.field in JSON:
         try:
             value = json.loads(value)
             json.dumps(value, ensure_ascii=False).encode()
         except ValueError:
-            raise UsageError(
-                f"{origin}: {name} is a JSON object, not {value!r}", 'for example tags={"set": "a"}'
-            ) from None
+            kind, example = JSON[option.field]
+            raise UsageError(f"{origin}: {name} is a JSON {kind}, not {value!r}", f"for example {example}") from None
     try:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:

@@ -195,7 +195,7 @@ def test_a_folder_that_may_not_be_written_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_the_plan_declares_its_options() -> None:
-    flags = ["--output", "--format", "--quality", "--overwrite", "--metadata"]
+    flags = ["--output", "--format", "--quality", "--overwrite", "--metadata", "--sign"]
     assert [o.flags[0] for o in options_of(OutputPlan)] == flags
     assert {o.panel for o in options_of(OutputPlan)} == {"What comes out"}
     assert msgspec.convert({"format": "jpg", "overwrite": True}, OutputPlan).format == "jpg"

@@ -175,6 +175,8 @@ def _sheet(
     image = sheet.sheet(axes, pictures, title=prompt)
     record = sheet.record(prompt, axes, drawn, {"sdcli": __version__})
     data = sheet.encode(image, record if files.metadata == "full" else None)
+    if where.signer is not None:
+        data = where.signer.signed(data, "png")
     # Named by what it is of: the same grid again writes the same sheet, and fills in what had failed.
     id = hashlib.sha256(json.dumps([prompt, record["axes"], [d.id for d in drawn]]).encode()).hexdigest()
     path = folder / f"grid-{output.safe(prompt, 40)}-{id[:8]}.png"

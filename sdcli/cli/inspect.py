@@ -21,7 +21,7 @@ from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
 from sdcli.errors import BadInput, InputMissing, UsageError
 from sdcli.jobs import events
-from sdcli.metadata import inspecting
+from sdcli.metadata import inspecting, signing
 from sdcli.metadata.inspecting import Found
 from sdcli.metadata.readers import FIELDS
 from sdcli.record import Record
@@ -32,6 +32,13 @@ MOST_STDIN = 2**28
 LABEL = 22
 LONGEST = 10_000
 MOST_ROWS = 200
+# What a signature's state means; `by` is whom its certificate names.
+SIGNATURES = {
+    "valid": "nothing has changed since{by} signed it; nobody vouches here for that name",
+    "expired": "nothing has changed since{by} signed it, with a certificate that has expired",
+    "invalid": "something has changed since it was signed",
+    "unchecked": f"that takes {signing.INSTALL}",
+}
 
 
 @app.command(
@@ -54,7 +61,7 @@ def inspect(
         list[str], typer.Argument(metavar="PICTURE...", help="Files or folders of them; - reads a picture from stdin.")
     ],
     check: Annotated[
-        bool, typer.Option("--check/--no-check", show_default=False, help="Check the pixels against the record.")
+        bool, typer.Option("--check/--no-check", show_default=False, help="Check pixels and signature.")
     ] = False,
     raw: Annotated[
         bool, typer.Option("--raw/--no-raw", show_default=False, help="Print the texts in the picture as they are.")
@@ -194,6 +201,9 @@ def _rows(found: Found) -> Iterator[tuple[str, Any]]:
     if found.checked:
         told = {"match": "match: as the record says", "differ": "differ from what the record says"}
         yield "PIXELS", told[found.pixels] if found.pixels else "not checked: no record says what they were"
+    if found.signature is not None:
+        by = f" {found.signature.by}" if found.signature.by else ""
+        yield "SIGNATURE", f"{found.signature.state}: {SIGNATURES[found.signature.state].format(by=by)}"
 
 
 def _record(record: Record) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from sdcli import metadata, output, pipeline, settings
 from sdcli.errors import BadInput, SdcliError, UsageError
 from sdcli.jobs import again, rows
@@ -99,6 +101,8 @@ class Planner:
     def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
         if files.output == "-":
             raise UsageError("a row's picture can't go to stdout", "leave its output out, or name a file")
+        # Who signs is looked at once, for the whole run.
+        files = msgspec.structs.replace(files, sign=None)
         several = options.count > 1 or options.expand == "all"
         return output.resolve(
             files, pictures=2 if several else 1, json=False, print0=False, stdout_is_tty=False, default=DEFAULT

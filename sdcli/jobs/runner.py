@@ -299,12 +299,15 @@ class Runner:
         record, files = image.record, self.how.files
         destination = job.destination or self.how.destination
         made = metadata.encoded(image.image, record, destination.format, files.metadata, destination.quality)
+        data = made.data
+        if self.how.destination.signer is not None:
+            data = self.how.destination.signer.signed(data, destination.format)
         naming = output.naming(record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
         path = None
         if self.journal is not None and files.metadata == "none":
-            path = self._left_without_id(destination, naming, made.data, self.journal)
+            path = self._left_without_id(destination, naming, data, self.journal)
         if path is None:
-            path = output.save(destination, made.data, naming)
+            path = output.save(destination, data, naming)
         event = events.image(
             job,
             record,

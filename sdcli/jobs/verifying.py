@@ -48,7 +48,7 @@ MOST_NAMED, LONGEST = 10, 60
 # What a plan says of a fall-back, which need not be taken again.
 _IN_THE_PLAN = ("batch-size", "attention-slicing", "vae-tiling", "offload")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+_COMMIT = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,10 +291,10 @@ def spec_of(record: ModelRecord, model: str | None = None, vae: str | None = Non
             "say it with --vae",
         )
     if record.repo is not None:
-        pinned = record.commit is None or _COMMIT.fullmatch(record.commit)
-        if not (_REPO.fullmatch(record.repo) and pinned):
-            raise BadInput(f"its record names a model that can't be: {_short(record.repo)}", "say another with --model")
-        return ModelSpec(model=f"{record.repo}@{record.commit}" if record.commit else record.repo, vae=vae)
+        name = f"{record.repo}@{record.commit}" if record.commit is not None else record.repo
+        if not (_REPO.fullmatch(record.repo) and (record.commit is None or _COMMIT.fullmatch(record.commit))):
+            raise BadInput(f"its record names a model that can't be: {_short(name)}", "say another with --model")
+        return ModelSpec(model=name, vae=vae)
     there = list(_on_this_disk(record.name, vae))
     if not there:
         raise ModelUnavailable(

@@ -1,4 +1,4 @@
-"""What a picture says of its making, and whether its pixels are still those that its record hashes."""
+"""What a picture says of its making, whether its pixels are still those that its record hashes, and its signature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from sdcli.errors import BadInput, InputMissing
-from sdcli.metadata import ours, readers, stealth, texts_of
+from sdcli.metadata import ours, readers, signing, stealth, texts_of
+from sdcli.metadata.signing import Signature
 from sdcli.record import SCHEMA, PixelRecord, Record
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Found:
     `format` is who wrote it (None: nobody that is known), `request` what it says in the names of GenerationRequest and only
     that, `model` an object with `name` and `hash`, `unmapped` what sdcli has no field for, `raw` the texts themselves.
     `record` is sdcli's own, None where it has none. `pixels` says after a check whether they are those that sdcli drew;
-    None where nothing says which those are, or none was asked for.
+    None where nothing says which those are, or none was asked for; `signature` likewise how it stands with its signature,
+    None where it has none.
     """
 
     path: str
@@ -44,11 +46,14 @@ class Found:
     record: Record | None = None
     checked: bool = False
     pixels: Pixels | None = None
+    signature: Signature | None = None
 
     @property
     def good(self) -> bool:
-        """Whether the picture says how it was made and, if it was checked, its pixels are those of its record."""
-        return self.format is not None and (not self.checked or self.pixels == "match")
+        """Whether the picture says how it was made and, if it was checked, its pixels are those of its record and its
+        signature, if it has one, holds."""
+        holds = self.signature is None or self.signature.state == "valid"
+        return self.format is not None and (not self.checked or (self.pixels == "match" and holds))
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `sdcli inspect --json` prints. Every field of a request is in it; null: not said."""
@@ -60,8 +65,11 @@ class Found:
             "model": self.model,
             "unmapped": self.unmapped,
             "raw": self.raw,
-            "check": {"pixels": self.pixels, "signature": None} if self.checked else None,
+            "check": self._check_as_json() if self.checked else None,
         }
+
+    def _check_as_json(self) -> dict[str, Any]:
+        return {"pixels": self.pixels, "signature": self.signature.state if self.signature else None}
 
 
 def inspect(path: Path, check: bool = False) -> Found:
@@ -91,13 +99,17 @@ def inspect_open(file: BinaryIO, name: str, check: bool = False) -> Found:
             raw = {**hidden, **raw}
             said = readers.read(raw)
         pixels = _check(file, raw) if check else None
+        signature = signing.check(file) if check else None
     except BadInput as error:
         raise BadInput(f"{name}: {error.message}", error.hint) from error
     if said is None:
-        return Found(path=name, format=None, request={}, model=None, unmapped={}, raw=raw, checked=check, pixels=pixels)
+        return Found(
+            path=name, format=None, request={}, model=None, unmapped={}, raw=raw, checked=check, pixels=pixels,
+            signature=signature,
+        )  # fmt: skip
     return Found(
         path=name, format=said.format, request=said.request, model=said.model, unmapped=said.unmapped, raw=raw,
-        record=said.record, checked=check, pixels=pixels,
+        record=said.record, checked=check, pixels=pixels, signature=signature,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Content Credentials: a picture signed as made by sdcli, and whether it is still as it was when it was signed (C2PA 2.2).
+"""Content Credentials: a picture signed as made by sdcli, and whether it is still as it was when it was signed (C2PA 2.3).
 
 The library that signs and checks is c2pa-python. Nothing here asks the network.
 """
@@ -95,7 +95,7 @@ class Signer:
 def signer(certificate: str, key: str) -> Signer:
     """Return what signs with a certificate, after which those may stand that vouch for it, and its private key: PEM files.
 
-    Each is read once, so that a key can come through a pipe. What the certificate must be like is said in C2PA 2.2, section
+    Each is read once, so that a key can come through a pipe. What the certificate must be like is said in C2PA 2.3, section
     14.5.1. Raises UsageError where c2pa-python is not installed, InputMissing, and BadInput for what can't sign.
     """
     c2pa = _library()
@@ -126,6 +126,8 @@ def _library() -> Any:
         import cryptography.x509  # noqa: F401
     except ImportError:
         raise UsageError("Content Credentials need c2pa-python, which is not installed", INSTALL) from None
+    except (OSError, RuntimeError) as error:  # It has no binary for this system.
+        raise UsageError(f"c2pa-python does not run here: {_said(error)}", "leave --sign out") from None
     return c2pa
 
 
@@ -179,7 +181,7 @@ def _private(path: str) -> PrivateKeyTypes:
 
 
 def _algorithm(key: PrivateKeyTypes, path: str) -> str:
-    """Return the algorithm that a key signs with (C2PA 2.2, section 13.2.1). Raises BadInput if there is none."""
+    """Return the algorithm that a key signs with (C2PA 2.3, section 13.2). Raises BadInput if there is none."""
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
