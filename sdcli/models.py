@@ -758,9 +758,14 @@ def _is_loaded(name: str) -> bool:
     return not name.startswith("model_ema.")
 
 
-@cache
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file in hex; where it lies in the hub's cache, its blob's name is that already."""
+    about = file.stat()
+    return _sha256_of(file.absolute(), about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256_of(file: Path, size: int, changed: int) -> str:
     # The link itself, not where it ends: a blob may be a link on to a store where other hashes are the names.
     target = Path(os.readlink(file)) if file.is_symlink() else file
     if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):

@@ -484,8 +484,14 @@ class Pipeline:
             ).images
             _backend(self.decision.device).synchronize()
             drawn = time.monotonic()
-            # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it.
-            images, notes = zip(*(self._decode(latent[None]) for latent in latents[: len(pack)]), strict=True)
+            # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it. What it
+            # fell back to holds for it and those after it, and not for those before.
+            images, fallbacks, plans = [], [], []
+            for latent in latents[: len(pack)]:
+                image, noted = self._decode(latent[None])
+                images.append(image)
+                fallbacks.append((*self.fallbacks, *noted))
+                plans.append(self._plan(size))
             flags = self._flag(images)
             if self.offload != "none":
                 # Decoding brought the autoencoder back after the pass had sent all away.
@@ -494,16 +500,15 @@ class Pipeline:
         seconds = SecondsRecord(
             load=round(self.seconds_to_load, 3), draw=round(drawn - began, 3), decode=round(decoded - drawn, 3)
         )
-        plan = self._plan(size)
         results = []
-        for request, image, noted, flagged, template, own_tags in zip(
-            pack, images, notes, flags, templates, tags, strict=True
+        for request, image, fallen, plan, flagged, template, own_tags in zip(
+            pack, images, fallbacks, plans, flags, templates, tags, strict=True
         ):
             counted = tokens.count(request.prompt, self.pipe.tokenizer)
             record = Record(
                 id=job_id(request, self.model_record), request=request, template=template, tags=own_tags,
                 model=self.model_record, plan=plan, versions=versions(), tokens=counted, scheduler=scheduler_record,
-                flagged=flagged, fallbacks=(*self.fallbacks, *noted), seconds=seconds, pixels=pixels_of(image),
+                flagged=flagged, fallbacks=fallen, seconds=seconds, pixels=pixels_of(image),
             )  # fmt: skip
             results.append(
                 GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, guided, flagged))
@@ -727,6 +732,8 @@ def versions() -> dict[str, str]:
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
+        # The instructions that PyTorch's kernels use, which decide bits too.
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "platform": f"{sys.platform}-{platform.machine()}",
     }
 

@@ -118,8 +118,8 @@ class Runner:
         self._pipeline: Pipeline | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writing: deque[tuple[Job, Future[_Written]]] = deque()
-        # Jobs on their way, by id, each with the equal ones that are reported with it.
-        self._equal: dict[str, list[Job]] = {}
+        # Jobs on their way, by id, each with the lines of the equal ones that are reported with it.
+        self._equal: dict[str, list[int | None]] = {}
         self._failed_before = 0
         self._without_memory = 0
         self._last_failure: SdcliError | None = None
@@ -196,7 +196,7 @@ class Runner:
         """Say whether a job needs no drawing: an equal one is on its way, or it ended in this run or an earlier one."""
         id = self.how.id_of(job.request)
         if id in self._equal:
-            self._equal[id].append(job)
+            self._equal[id].append(job.line)
             return True
         line = journal.find(id)
         if line is not None and journal.is_of_this_run(id):
@@ -367,7 +367,7 @@ class Runner:
     def _tell(self, event: dict[str, Any]) -> None:
         """Count an event and tell it, and the same of each equal job that came meanwhile."""
         equal = self._equal.pop(event["id"], []) if event["id"] else []
-        for one in (event, *({**event, "line": job.line} for job in equal)):
+        for one in (event, *({**event, "line": line} for line in equal)):
             if one["event"] == "image":
                 self.tally.done += 1
             else:
