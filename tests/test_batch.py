@@ -369,6 +369,16 @@ def test_rows_are_expanded(sdcli: Sdcli, tmp_path: Path) -> None:
     assert len(some.events) == 2 * 3 + 1
 
 
+def test_an_expansion_without_an_end_is_refused(sdcli: Sdcli, tmp_path: Path) -> None:
+    endless = "{a|b|c|d|e|f|g|h}" * 12
+    done = sdcli("generate", endless, "--model", "demo", "--expand", "all")
+    assert done.code == 2 and "--limit N" in done.stderr
+    done = sdcli("batch", write(tmp_path, "p.txt", "a star", endless), "--model", "demo", "--expand", "all")
+    assert done.code == 65 and "p.txt:2: " in done.stderr
+    done = sdcli("generate", endless, "--model", "demo", "--expand", "all", "--limit", "3", "--dry-run", "--json")
+    assert len({e["request"]["prompt"] for e in done.events}) == 3
+
+
 def test_a_prompt_that_looks_dynamic_gets_one_hint(sdcli: Sdcli, tmp_path: Path) -> None:
     file = write(tmp_path, "p.txt", "a {red|blue} star", "a {red|blue} heart")
     done = sdcli("batch", file, *DEMO)

@@ -20,7 +20,10 @@ from training import draw, judge
 RED_ON_BLUE = "a red circle on a blue background"
 ASKED = draw.Ask(kind="one", things=(("red", "circle"),), background="blue")
 IMAGE_KEYS = "schema event id path line prompt seed width height format pixels seconds warnings".split()
-RECORD_KEYS = "schema id request template tags model plan versions tokens scheduler flagged fallbacks seconds pixels encoding".split()
+RECORD_KEYS = [
+    *"schema id request template tags model plan versions tokens scheduler".split(),
+    *"flagged fallbacks seconds pixels encoding".split(),
+]
 
 
 def test_draws_what_was_asked(sdcli: Sdcli, tmp_path: Path) -> None:

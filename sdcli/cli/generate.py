@@ -121,6 +121,7 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
         jobs.check(one.request, model)
         if expander is not None and not one.was_expanded:
             expander.check(one.request.prompt)
+            jobs.count(one, expander)
         made += jobs.of_asked(one, Seeds(None, None), expander, lambda r: r, len(made) + 1)
     return made
 

@@ -96,7 +96,8 @@ class Planner:
                 self._checked.add(key)
         if self.expander is not None and not was_expanded:
             self.expander.check(request.prompt)
-        return Asked(request=request, options=options, origin=origin, line=line, was_expanded=was_expanded)
+        asked = Asked(request=request, options=options, origin=origin, line=line, was_expanded=was_expanded)
+        return dataclasses.replace(asked, pictures=count(asked, self.expander))
 
     def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
         if files.output == "-":
@@ -176,7 +177,7 @@ def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
             if len(found.refusals) < Survey.TOLD:
                 found.refusals.append(one.error)
             continue
-        n = count(one, planner.expander)
+        n = one.pictures
         found.total += n
         request = pipeline.resolve(one.request, planner.model)
         found.shapes += [pipeline.shape(request)] * min(n, WINDOW - len(found.shapes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +11,16 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sdcli import models, pipeline, schedulers
-from sdcli.errors import SdcliError
+from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.journal import Index
 from sdcli.models import Model
 from sdcli.output import Destination
 from sdcli.prompts.wildcards import Expander
 from sdcli.record import said_of
 from sdcli.request import GenerationRequest, JobOptions, draw_seed
+
+# So many a prompt is expanded to without a word: a second's work. More are hardly meant.
+MOST_PROMPTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Asked:
     """What is asked for before it has its seeds: a request that may be without one, and how many pictures of it.
 
     `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do;
-    what `was_expanded` is never expanded again.
+    what `was_expanded` is never expanded again. `pictures` is how many are asked for, as `count` says.
     """
 
     request: GenerationRequest
@@ -49,6 +53,7 @@ class Asked:
     shares: GenerationRequest | None = None
     was_expanded: bool = False
     template: str | None = None
+    pictures: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +123,15 @@ def of_asked(
 
 
 def count(asked: Asked, expander: Expander | None) -> int:
-    """Return how many pictures are asked for."""
-    if expander is None or asked.was_expanded or asked.options.expand != "all":
-        return asked.options.count
-    return asked.options.count * sum(1 for _ in expander.all(asked.request.prompt, asked.options.limit))
+    """Return how many pictures are asked for. Raises UsageError for a prompt that would be expanded without an end."""
+    options = asked.options
+    if expander is None or asked.was_expanded or options.expand != "all":
+        return options.count
+    most = options.limit or MOST_PROMPTS
+    prompts = sum(1 for _ in itertools.islice(expander.all(asked.request.prompt, options.limit), most + 1))
+    if prompts > most:
+        raise UsageError(f"it is expanded to more than {most} prompts", "--limit N takes the first N of them")
+    return options.count * prompts
 
 
 def check(request: GenerationRequest, model: Model) -> None:
