@@ -126,7 +126,7 @@ def convert(name: str, value: Any, origin: str) -> Any:
     except msgspec.ValidationError as error:
         choices = getattr(_literal(option.type), "__args__", ())
         hint = f"one of {', '.join(map(str, choices))}" if choices else f"{name}: {option.help}"
-        reason = str(error).replace("`", "").replace("Expected", "expected")
+        reason = str(error).replace("`", "").replace("Expected", "expected").replace(" | null", "")
         reason = f"expected one of {', '.join(map(str, choices))}" if choices else reason
         close = nearest(str(value), map(str, choices))
         raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{close}", hint) from None
@@ -142,10 +142,13 @@ def is_unicode(text: str) -> bool:
 
 
 def _literal(hint: Any) -> Any:
-    from typing import Annotated, Literal, get_args, get_origin
+    from types import NoneType, UnionType
+    from typing import Annotated, Literal, Union, get_args, get_origin
 
     if get_origin(hint) is Annotated:
         return _literal(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType) and len(others := [a for a in get_args(hint) if a is not NoneType]) == 1:
+        return _literal(others[0])
     return hint if get_origin(hint) is Literal else None
 
 

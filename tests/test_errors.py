@@ -21,7 +21,7 @@ ERROR_KEYS = "schema event id path line exit code message hint".split()
 
 TABLE = [
     # Unknown options and values.
-    (["generate"], 2, "Missing argument 'PROMPT...'"),
+    (["generate"], 2, "there is no PROMPT"),
     (["generate", "x", "--stpes", "3"], 2, "No such option: --stpes"),
     (["generate", "x", "--steps", "many"], 2, "steps can't be 'many'"),
     (["generate", "x", "--steps", "0"], 2, "num_inference_steps can't be '0'"),

@@ -30,7 +30,7 @@ from sdcli.cli.drawing import (
 from sdcli.cli.main import app, finishing, screen
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
-from sdcli.errors import BadInput, UsageError
+from sdcli.errors import BadInput, SomeFailed, UsageError
 from sdcli.jobs import again, rows
 from sdcli.jobs import batch as batches
 from sdcli.jobs.batch import Planner, Survey
@@ -109,7 +109,7 @@ def batch(
     if files.count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
     if not files and not pictures:
-        raise UsageError("there is no FILE", "name a file of prompts, - for stdin, or --from DIR")
+        raise UsageError("there is no FILE", "name a file of prompts, - for stdin (as --stream wants), or --from DIR")
     again_from = again.pictures(pictures or [])
     if input_format is not None:
         rows.format_of("-", input_format)
@@ -161,6 +161,9 @@ def batch(
         if dry_run:
             good = (one for one in each() if not isinstance(one, Refused))
             drawing.dry_run(((asked, asked.origin, own) for asked, own in good), planner, where, spec, plan, results)
+            _tell(found)
+            if found.bad:
+                raise SomeFailed(f"{found.bad} bad rows would not be drawn", "the lines above say why")
             return
         drawing.run(
             read, found, planner, where, out, results, load, options=options, fresh=fresh, retry_failed=retry_failed,
@@ -173,11 +176,20 @@ def _refuse(found: Survey, *, skip: bool) -> None:
     if not found.bad or skip:
         return
     first = found.refusals[0]
+    # A file whose header can't be read has no rest.
+    rest = "; or --skip-bad-rows draws the rest" if found.total else ""
     if found.bad == 1:
-        raise BadInput(first.message, f"{first.hint or 'mend the row'}; or --skip-bad-rows draws the rest")
+        only = BadInput(first.message, f"{first.hint or 'mend the row'}{rest}")
+        only.line = found.first_line
+        raise only
+    _tell(found)
+    raise BadInput(f"{found.bad} bad rows, the first: {first.message}", f"mend them{rest}")
+
+
+def _tell(found: Survey) -> None:
+    """Say what is wrong with the first hundred bad rows, and how many more there are."""
     for refusal in found.refusals:
         screen.say(refusal.message, level=-1)
     more = found.bad - len(found.refusals)
     if more:
         screen.say(f"and {more} more", level=-1)
-    raise BadInput(f"{found.bad} bad rows, the first: {first.message}", "mend them; or --skip-bad-rows draws the rest")

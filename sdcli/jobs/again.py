@@ -26,6 +26,8 @@ def look(path: str, stdin: BinaryIO | None = None) -> Found | None:
     """
     if path == "-" and stdin is not None:
         found = inspecting.inspect_open(io.BytesIO(stdin.read()), "stdin")
+    elif os.path.isdir(path):
+        raise BadInput(f"{path} is a folder", "sdcli batch --from draws all that is in it")
     else:
         found = inspecting.inspect(Path(path))
     if not found.request and found.unmapped.get("kind") == "grid":

@@ -151,11 +151,12 @@ class Planner:
 
 @dataclass(kw_only=True)
 class Survey:
-    """What the first reading of all rows found: `total` pictures, the shapes of the first, and the folders of outputs
-    that rows have of their own."""
+    """What the first reading of all rows found: `total` pictures, the shapes of the first, the folders of outputs that
+    rows have of their own, and what is wrong with the bad."""
 
     total: int = 0
     bad: int = 0
+    first_line: int | None = None
     refusals: list[SdcliError] = field(default_factory=list)
     shapes: list[Hashable] = field(default_factory=list)
     largest: GenerationRequest | None = None
@@ -174,6 +175,7 @@ def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
             one = _check_output(one, one.destination, found, index)
         if isinstance(one, Refused):
             found.bad += 1
+            found.first_line = found.first_line or one.line
             if len(found.refusals) < Survey.TOLD:
                 found.refusals.append(one.error)
             continue

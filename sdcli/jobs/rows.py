@@ -165,7 +165,9 @@ class Source:
         try:
             return io.BufferedReader(open(self._path, "rb", buffering=0), _BLOCK)
         except (FileNotFoundError, NotADirectoryError):
-            raise InputMissing(f"{self.file} is not there", "check the path") from None
+            raise InputMissing(
+                f"{self.file} is not there", "check the path; a prompt of one's own goes to sdcli generate"
+            ) from None
         except IsADirectoryError:
             raise BadInput(f"{self.file} is a folder", "name the files in it") from None
         except (OSError, ValueError) as error:
@@ -610,7 +612,8 @@ def _of_table(stream: BinaryIO, file: str, delimiter: str) -> Iterator[Row | Bad
             cells = _cells(reader, feed)
             if cells is None:
                 break
-            if not cells:  # a blank line
+            # A blank line, or what a spreadsheet makes of one.
+            if not cells or (columns is not None and not any(map(str.strip, cells))):
                 continue
             if columns is None:
                 columns = _header(cells, delimiter)
@@ -649,6 +652,8 @@ def _header(cells: list[str], delimiter: str) -> list[_Column]:
         wanted = "tabs" if delimiter == "\t" else "commas"
         raise _Fault(f"columns are separated by {wanted}, not as in {_shown(names[0])}")
     if not any(n.replace("-", "_") in _fields() or n.startswith("tags.") for n in names):
+        if any(n.lower() in _fields() for n in names):
+            raise _Fault("the header's names are written small, as in prompt,seed")
         raise _Fault(_NO_HEADER)
     columns: list[_Column] = []
     seen: set[tuple[str, str | None]] = set()

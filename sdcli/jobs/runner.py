@@ -203,13 +203,13 @@ class Runner:
             return self._again(line, job)
         if line is not None and line["event"] == "error" and not self.how.retry_failed:
             self._failed_before += 1
-            return self._again(line, job) if self.how.answers else self._skip(id, None, job)
+            return self._again(line, job, earlier=True) if self.how.answers else self._skip(id, None, job)
         if line is not None and line["event"] == "image":
             path = Path(line["path"])
             if self._is_whole(path, id, line["pixels"]):
-                return self._again(line, job) if self.how.answers else self._skip(id, str(path), job)
+                return self._again(line, job, earlier=True) if self.how.answers else self._skip(id, str(path), job)
             if path.exists():
-                self.watcher.warn(f"{path} is not the picture that was drawn any more: drawing it again")
+                self.watcher.warn(f"{path} is not as it was drawn, or does not say its job: drawing it again")
         left = self.how.left_behind(id, job)
         if left is not None and self._is_whole(left, id, None):
             event = events.found(job, id, left)
@@ -225,9 +225,14 @@ class Runner:
         pixels alone."""
         return holds(path, None if self.how.files.metadata == "none" else id, pixels)
 
-    def _again(self, line: dict[str, Any], job: Job) -> bool:
-        """Tell what the journal says of a job, as this row's."""
-        self._tell({key: value for key, value in line.items() if key != "time"} | {"line": job.line})
+    def _again(self, line: dict[str, Any], job: Job, *, earlier: bool = False) -> bool:
+        """Tell what the journal says of a job, as this row's; an `earlier` run's counts as skipped."""
+        event = {key: value for key, value in line.items() if key != "time"} | {"line": job.line}
+        if earlier:
+            self.tally.skipped += 1
+            self.how.tell(event)
+        else:
+            self._tell(event)
         return True
 
     def _skip(self, id: str, path: str | None, job: Job) -> bool:

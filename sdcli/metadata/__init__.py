@@ -175,7 +175,7 @@ def texts(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             return texts_of(file)
     except FileNotFoundError as error:
-        raise InputMissing(f"{path} is not there") from error
+        raise InputMissing(f"{path} is not there", "check the path") from error
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
     except BadInput as error:

@@ -83,7 +83,7 @@ def inspect(path: Path, check: bool = False) -> Found:
         with path.open("rb") as file:
             return inspect_open(file, str(path), check)
     except FileNotFoundError as error:
-        raise InputMissing(f"{path} is not there") from error
+        raise InputMissing(f"{path} is not there", "check the path") from error
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
 
