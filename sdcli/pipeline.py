@@ -386,7 +386,13 @@ class Pipeline:
             import psutil
 
             room = psutil.virtual_memory().available // 2
-            taken = self._pass(request, 1) if size > 1 else 0
+            try:
+                taken = self._pass(request, 1) if size > 1 else 0
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._forget(error)
+                return 1
             while size > 1 and size * taken > room:
                 size //= 2
             return size

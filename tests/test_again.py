@@ -101,6 +101,7 @@ def test_a_folder_becomes_jobs(sdcli: Sdcli, tmp_path: Path) -> None:
     a1111(tmp_path / "g" / "foreign.png")
     done = sdcli("batch", "--from", "g/", "--scheduler", "euler", *DEMO[:-2], "-o", "again/", "--json")
     assert done.code == 0, done.stderr
+    assert "ENSD" in done.stderr, "what can't be drawn is said"
     requests = [record_of(e["path"])["request"] for e in images(done)]
     assert sorted((r["prompt"], r["num_inference_steps"], r["scheduler"]) for r in requests) == [
         ("a red circle on a blue background", 2, "euler"), ("a star", 1, "euler"), ("a star", 2, "euler"),

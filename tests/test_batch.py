@@ -526,6 +526,142 @@ def test_without_metadata_the_pixels_tell(sdcli: Sdcli, tmp_path: Path) -> None:
     assert images(again)[0]["pixels"] == images(done)[0]["pixels"]
 
 
+def test_what_nobody_expected_is_one_jobs_failure(
+    sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library's own exception ends no run; three in a row are no single job's."""
+    from sdcli.pipeline import Pipeline
+
+    real = Pipeline._draw
+
+    def draw(self: Pipeline, pack: Any, *more: Any) -> Any:
+        if any(r.prompt == "bad" for r in pack):
+            raise KeyError("what")
+        return real(self, pack, *more)
+
+    monkeypatch.setattr(Pipeline, "_draw", draw)
+    done = sdcli("batch", write(tmp_path, "p.txt", "a star", "bad", "a heart"), *DEMO, "--json", "--batch-size", "2")
+    assert done.code == 1 and sorted(e["prompt"] for e in images(done)) == ["a heart", "a star"]
+    (failed,) = [e for e in done.events if e["event"] == "error"]
+    assert (failed["exit"], failed["code"], failed["line"]) == (70, "bug", 2) and "KeyError" in failed["message"]
+    again = sdcli("batch", "p.txt", *DEMO, "--json")
+    assert again.code == 1 and [e["event"] for e in again.events[:-1]] == ["skipped"] * 3
+    file = write(tmp_path, "q.txt", *[f"bad --seed {i}" for i in range(5)], "a star")
+    done = sdcli("batch", file, *DEMO, "--json", "--batch-size", "1", "-o", "other/")
+    assert done.code == 70 and done.events[-1] | {"failed": 3, "left": 3} == done.events[-1]
+
+
+def test_what_goes_elsewhere_is_another_picture(sdcli: Sdcli, tmp_path: Path) -> None:
+    """The same request for other files; and rows that are equal in all, their file too, are one."""
+    rows = [
+        {"prompt": "a star", "seed": 7, "output": "a.png"}, {"prompt": "a star", "seed": 7, "output": "b.png"},
+        {"prompt": "a star", "seed": 7, "format": "jpg"}, {"prompt": "a star", "seed": 7, "output": "a.png"},
+    ]  # fmt: skip
+    file = write(tmp_path, "p.jsonl", *map(json.dumps, rows))
+    done = sdcli("batch", file, *DEMO, "--json")
+    assert done.code == 0, done.stderr
+    paths = {e["line"]: e["path"] for e in images(done)}
+    assert (paths[1], paths[2], paths[4]) == ("a.png", "b.png", "a.png") and paths[3].endswith(".jpg")
+    assert all((tmp_path / p).is_file() for p in paths.values())
+    assert [e["event"] for e in sdcli("batch", file, *DEMO, "--json").events[:-1]] == ["skipped"] * 4
+    sdcli("generate", "a star", "--seed", "9", *DEMO, "-o", "sdcli-batch/other.png")
+    wanted = write(tmp_path, "w.jsonl", json.dumps({"prompt": "a star", "seed": 9, "output": "wanted.png"}))
+    assert images(sdcli("batch", wanted, *DEMO, "--json"))[0]["path"] == "wanted.png" and Path("wanted.png").is_file()
+
+
+def test_an_output_behind_a_link(sdcli: Sdcli, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/down")
+    file = write(
+        tmp_path, "p.jsonl", json.dumps({"prompt": "a star", "seed": 1, "output": "own/a.png"}), '{"prompt": "a ring"}'
+    )
+    for folder in ("link/out/", "link/out/", "deep/down/out/", "link/../down/out/"):
+        done = sdcli("batch", file, *DEMO, "--json", "-o", folder)
+        for picture in tmp_path.rglob("*.png"):
+            os.utime(picture, (1e9, 1e9))
+        last = [e["event"] for e in done.events[:-1]]
+    assert last == ["skipped"] * 2 and len(list(tmp_path.rglob("*.png"))) == 2
+    assert (tmp_path / "own" / "a.png").is_file()
+
+
+def test_a_damaged_line_costs_its_job_alone(sdcli: Sdcli, tmp_path: Path) -> None:
+    file = write(tmp_path, "p.txt", "a star", "a heart", "a ring")
+    assert sdcli("batch", file, *DEMO, "--batch-size", "1").code == 0
+    path = tmp_path / "sdcli-batch" / "sdcli-batch.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"event": "image"', b'"event": "\xffmage"')
+    lines[2] = lines[2].replace(b'"prompt": "a ', b'"prompt": "\xff ')
+    lines.append(b"[" * 100_000 + b"\n")
+    path.write_bytes(b"".join(lines))
+    done = sdcli("batch", file, *DEMO, "--json")
+    assert done.code == 0, done.stderr
+    assert done.events[-1]["left"] == 0 and len({e["id"] for e in done.events[:-1]}) == 3
+
+
+def test_the_pack_size_is_that_of_pictures_that_are_there(sdcli: Sdcli, tmp_path: Path) -> None:
+    write(tmp_path, "p.txt", "# nothing yet")
+    assert sdcli("batch", "p.txt", *DEMO).code == 0
+    write(tmp_path, "p.txt", *[f"a star --seed {i}" for i in range(8)])
+    assert sdcli("batch", "p.txt", *DEMO).code == 0
+    assert [e["batch_size"] for e in journal(tmp_path / "sdcli-batch") if e["event"] == "run"] == [8]
+
+
+def test_packs_go_by_what_the_model_makes_of_a_row(sdcli: Sdcli, tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        "p.txt",
+        "a --scheduler euler",
+        "b --scheduler Euler",
+        "c --scheduler EulerDiscreteScheduler",
+        "d --size 128x128 --scheduler euler",
+    )
+    done = sdcli("batch", file, *DEMO, "--json", "--batch-size", "4", "-v")
+    assert done.code == 0, done.stderr
+    assert len({record_of(e["path"])["seconds"]["draw"] for e in images(done)}) == 1, "one pass"
+
+
+def test_a_folder_that_goes_away_ends_it(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from sdcli.pipeline import Pipeline
+
+    real = Pipeline._draw
+
+    def draw(self: Pipeline, pack: Any, *more: Any) -> Any:
+        if pack[0].prompt == "a ring":
+            shutil.rmtree(tmp_path / "sdcli-batch")
+        return real(self, pack, *more)
+
+    monkeypatch.setattr(Pipeline, "_draw", draw)
+    done = sdcli("batch", write(tmp_path, "p.txt", "a star", "a ring", "a heart"), *DEMO, "--json", "--batch-size", "1")
+    assert done.code == 74 and "was removed" in done.stderr
+
+
+def test_bad_rows_are_no_failures_to_stop_at(sdcli: Sdcli, tmp_path: Path) -> None:
+    file = write(tmp_path, "p.txt", *["b --nope"] * 120, "a star")
+    done = sdcli("batch", file, *DEMO, "--skip-bad-rows", "--fail-fast", "--json")
+    assert done.code == 1 and len(images(done)) == 1 and done.stderr.count("there is no option") == 100
+    dry = sdcli("batch", file, *DEMO, "--skip-bad-rows", "--dry-run", "--json")
+    assert dry.code == 1 and len(dry.events) == 1 and "and 20 more" in dry.stderr
+
+
+def test_names_steer_no_terminal(sdcli: Sdcli, tmp_path: Path) -> None:
+    name = "a\x1b[31mred.txt"
+    write(tmp_path, name, "a star --steps 2")
+    done = sdcli("batch", name, "--model", "demo", "--dry-run")
+    assert done.code == 0 and b"\x1b" not in done.stdout and "\x1b" not in done.stderr
+    file = write(tmp_path, "p.jsonl", json.dumps({"prompt": "a", "output": "x\x1b[2J.png"}))
+    done = sdcli("batch", file, "--model", "demo")
+    assert done.code == 65 and "control characters" in done.stderr and "\x1b" not in done.stderr
+
+
+def test_a_closed_stdin_is_said_before_anything_loads(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m sdcli batch - --stream {' '.join(DEMO)} <&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 66 and "loading" not in done.stderr
+    assert json.loads(done.stdout)["exit"] == 66, "a coprocess hears of it too"
+
+
 # As a coprocess
 
 
@@ -621,6 +757,9 @@ REFUSED = [
     (["batch", "p.txt", "-o", "p.txt/"], 73, "is not a folder"),
     (["batch", "p.txt", "--batch-size", "many"], 2, "batch_size can't be 'many'"),
     (["batch", "p.txt", "--limit", "3"], 2, "--limit is for --expand all"),
+    (["batch", "-", "--stream", "--input-format", "csv"], 2, "reads text or jsonl"),
+    (["batch", "p.txt", "-o", "{seed}.png", "--overwrite"], 2, "add {id} to the template"),
+    (["batch", "p.txt", "-o", "{index}.png", "--overwrite"], 2, "add {id} to the template"),
 ]
 
 
@@ -628,7 +767,8 @@ REFUSED = [
 def test_refused(sdcli: Sdcli, tmp_path: Path, argv: list[str], code: int, said: str) -> None:
     write(tmp_path, "p.txt", "a star", "a heart")
     done = sdcli(*argv, "--model", "demo")
-    assert done.code == code and said in done.stderr and done.stdout == b""
+    assert done.code == code and said in done.stderr
+    assert [e["exit"] for e in done.events] == ([code] if "--stream" in argv else [])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.txt"]
 
 

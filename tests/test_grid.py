@@ -137,6 +137,7 @@ REFUSED = [
     (["--x", "steps=1,2", "--count", "2"], "a cell of a grid is one picture"),
     (["--x", "steps=1,2", "-o", "x.png"], "2 pictures do not go to one path"),
     (["--x", "steps=1,2", "-o", "-"], "give a folder to -o"),
+    (["--x", "seed=1..1000+1", "--size", "64x64"], "pixels"),
 ]
 
 

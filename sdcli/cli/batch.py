@@ -30,7 +30,7 @@ from sdcli.cli.drawing import (
 from sdcli.cli.main import app, finishing, screen
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
-from sdcli.errors import BadInput, SomeFailed, UsageError
+from sdcli.errors import BadInput, InputMissing, SomeFailed, UsageError
 from sdcli.jobs import again, rows
 from sdcli.jobs import batch as batches
 from sdcli.jobs.batch import Planner, Survey
@@ -126,13 +126,19 @@ def batch(
         if files != ["-"] or dry_run or again_from:
             raise UsageError(
                 "--stream answers stdin as it comes" + (", and draws" if dry_run else ""),
-                "leave --dry-run out" if dry_run else "give - as the only FILE",
+                "leave --dry-run out" if dry_run else "give - as the only FILE, and no --from",
             )
+        if input_format not in (None, "text", "jsonl"):
+            raise UsageError(
+                f"--stream reads text or jsonl, a job a line, not {input_format}", "leave --input-format out"
+            )
+        if sys.stdin is None:
+            raise InputMissing("stdin is closed", "pipe jobs in, a line each")
         where = drawing.destination(out, results, pictures=2)
         folder = output.folder_of(where) if out.output is not None and output.is_folder(out.output) else None
         with finishing() as interrupted:
             ready = batches.prepare(
-                model=model, load=load, folder=folder, asked_size=options.batch_size or 1, found=Survey(), fresh=fresh,
+                model=model, load=load, folder=folder, asked_size=options.batch_size or 1, found=Survey(coming=True), fresh=fresh,
                 say=screen.say,
             )  # fmt: skip
             load()
@@ -160,7 +166,8 @@ def batch(
         where = drawing.destination(out, results, pictures=found.total)
         if dry_run:
             good = (one for one in each() if not isinstance(one, Refused))
-            drawing.dry_run(((asked, asked.origin, own) for asked, own in good), planner, where, spec, plan, results)
+            each_asked = ((asked, asked.origin, own) for asked, own in good)
+            drawing.dry_run(each_asked, planner, where, spec, plan, results, fresh=fresh)
             _tell(found)
             if found.bad:
                 raise SomeFailed(f"{found.bad} bad rows would not be drawn", "the lines above say why")

@@ -14,6 +14,7 @@ import typer
 from sdcli import device, models, output, pipeline, settings
 from sdcli.cli.main import finishing, leaving_at_once, screen
 from sdcli.cli.results import Results
+from sdcli.cli.screen import printable
 from sdcli.device import DevicePlan
 from sdcli.errors import CannotCreateOutput, ClosedPipe, Interrupted, SdcliError, SomeFailed, UsageError
 from sdcli.jobs import batch as batches
@@ -89,6 +90,7 @@ FailFast = Annotated[
 def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int) -> Results:
     """Set the screen as asked and return where results go; refuse what can't go together."""
     screen.verbosity = -1 if quiet else verbose
+    screen.as_json = as_json
     if not screen.draws:
         # Read when huggingface_hub is imported, which looking a model up does.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -177,7 +179,7 @@ def show_plan(event: dict[str, Any], results: Results) -> None:
         return
     for field, value in {**event["request"], "model": event["model"]["name"], **event["plan"]}.items():
         text = "-" if value is None else json.dumps(value, ensure_ascii=True)
-        results.line(f"  {field:<20} {text:<36} {event['origins'][field]}")
+        results.line(f"  {field:<20} {text:<36} {printable(event['origins'][field])}")
 
 
 def dry_run(
@@ -187,13 +189,15 @@ def dry_run(
     spec: ModelSpec,
     plan: DevicePlan,
     results: Results,
+    *,
+    fresh: bool,
 ) -> None:
     """Say what would be drawn, a `plan` a picture, with the seeds that the journal there gives.
 
     Of each that is asked for come the prompt's origin and the values with theirs.
     """
     model, index = planner.model, Index()
-    run_seed = seed_of(output.folder_of(where)[0])
+    run_seed = None if fresh else seed_of(output.folder_of(where)[0])
     seeds = Seeds(run_seed, index)
     identity = pipeline.identity(model) if model.is_here else None
     number = 1
@@ -217,7 +221,7 @@ def destination(files: OutputPlan, results: Results, *, pictures: int) -> output
         raise UsageError(
             "a batch does not write to stdout: it keeps a journal beside its pictures", "give a folder to -o"
         )
-    return output.resolve(
+    where = output.resolve(
         files,
         pictures=pictures,
         json=results.as_json,
@@ -225,6 +229,10 @@ def destination(files: OutputPlan, results: Results, *, pictures: int) -> output
         stdout_is_tty=False,
         default=batches.DEFAULT,
     )
+    if where.overwrite and where.kind == "template" and "id" not in output.fields_of(where.text):
+        # Another row may have that seed, and that place in the file when it is edited.
+        raise UsageError("with --overwrite one job may overwrite another's picture", "add {id} to the template")
+    return where
 
 
 def run(
@@ -245,6 +253,8 @@ def run(
     """Draw what `read` gives, with a journal beside the pictures; `at_end` is called where the run comes to its end."""
     if found.dynamic is not None:
         hint_dynamic(found.dynamic)
+    for note in found.notes:
+        screen.warn(note)
     folder = output.folder_of(where)
     with finishing() as interrupted:
         ready = batches.prepare(
@@ -278,7 +288,8 @@ def how(
     return How(
         load=load, id_of=ready.id_of, destination=where, files=files, batch_size=ready.batch_size, tell=results.event,
         watcher=screen, tally=tally, in_order=in_order, each=False, answers=answers, journal=ready.journal,
-        left_behind=ready.left_behind, retry_failed=retry_failed, max_failures=max_failures, interrupted=interrupted,
+        left_behind=ready.left_behind, resolve=ready.resolve, retry_failed=retry_failed, max_failures=max_failures,
+        interrupted=interrupted,
     )  # fmt: skip
 
 
@@ -291,6 +302,7 @@ def go(
 ) -> None:
     """Run a batch, and say at its end how it went: to people, and to machines as the last line."""
     tally = how.tally
+    screen.at_leaving = lambda error: _leave(error, how, results)
     try:
         ended: SdcliError | None = None
         try:
@@ -308,15 +320,21 @@ def go(
             raise  # Nothing has begun: the one error line is all that there is.
         if not error.told and not isinstance(error, Interrupted):
             results.event(events.error(error))
-        error.told = True
-        if tally.left:
-            error.hint = "; ".join(filter(None, [error.hint, "the same command goes on where this one stopped"]))
-        _summary(how, results)
+        _leave(error, how, results)
         raise
     else:
         _summary(how, results)
     finally:
+        screen.at_leaving = None
         ready.close()
+
+
+def _leave(error: SdcliError, how: How, results: Results) -> None:
+    """Say how far a run came that ends before its end, and how to go on."""
+    error.told = True
+    if how.tally.left:
+        error.hint = "; ".join(filter(None, [error.hint, "the same command goes on where this one stopped"]))
+    _summary(how, results)
 
 
 def _summary(how: How, results: Results) -> None:

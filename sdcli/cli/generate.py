@@ -21,7 +21,6 @@ from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
 from sdcli.prompts.wildcards import looks_dynamic
-from sdcli.record import job_id
 from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Merged
 
@@ -76,6 +75,15 @@ def generate(
     where = output.resolve(
         files, pictures=len(made), json=as_json, print0=print0, stdout_is_tty=sys.stdout.isatty() and not dry_run
     )
+    if (
+        where.overwrite
+        and where.kind == "template"
+        and len(texts) > 1
+        and not output.fields_of(where.text) & {"id", "index"}
+    ):
+        raise UsageError(
+            "with --overwrite one prompt's picture may overwrite another's", "add {id} or {index} to the template"
+        )
     if dry_run:
         seeded = merged.values.get("seed") not in (None, -1)
         identity = pipeline.identity(model) if model.is_here else None
@@ -96,10 +104,16 @@ def generate(
     most = jobs.pack_size([0] * len(made), pipeline.LARGEST_PACK)
     batch_size = loaded.largest_pack(made[0].request, most) if size_asked == "auto" else min(size_asked, len(made))
     how = How(
-        load=lambda: loaded, id_of=lambda request: job_id(pipeline.resolve(request, loaded.model), loaded.model_record),
-        destination=where, files=files, batch_size=batch_size, tell=results.event, watcher=screen,
+        load=lambda: loaded,
+        id_of=loaded.id_of,
+        resolve=lambda request: pipeline.resolve(request, loaded.model),
+        destination=where,
+        files=files,
+        batch_size=batch_size,
+        tell=results.event,
+        watcher=screen,
         tally=Tally(total=len(made)),
-    )  # fmt: skip
+    )
     Runner(how).run(made)
 
 

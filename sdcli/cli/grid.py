@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdcli import __version__, output
+from sdcli import __version__, output, pipeline
 from sdcli.cli import drawing
 from sdcli.cli.drawing import (
     Assign,
@@ -101,8 +101,15 @@ def grid(
     where = drawing.destination(out, results, pictures=len(cells))
     asked = [_asked(cell, axes, planner, request) for cell in cells]
     if dry_run:
-        drawing.dry_run(((one, own.origins["prompt"], own) for one, own in asked), planner, where, spec, plan, results)
+        drawing.dry_run(((one, own.origins["prompt"], own) for one, own in asked), planner, where, spec, plan, results,
+            fresh=fresh,
+        )  # fmt: skip
         return
+
+    resolved = [pipeline.resolve(one.request, model) for one, _ in asked]
+    if all(r.width and r.height for r in resolved):
+        sizes = {(c.x, c.y, c.z): (r.width or 0, r.height or 0) for c, r in zip(cells, resolved, strict=True)}
+        sheet.layout(axes, sizes, title=prompt)  # A sheet that is too large is refused before its cells are drawn.
 
     def read() -> list[Asked]:
         return [one for one, _ in asked]
@@ -127,9 +134,7 @@ def _asked(cell: Cell, axes: Sequence[Axis], planner: Planner, request: Generati
     try:
         asked = planner.asked(merged, "")
     except SdcliError as error:
-        labels = ", ".join(
-            axis.labels[at] for axis in axes for at in [{"x": cell.x, "y": cell.y, "z": cell.z}[axis.letter]]
-        )
+        labels = ", ".join(axis.labels[getattr(cell, axis.letter)] for axis in axes)
         raise UsageError(f"the cell {labels} can't be drawn: {error.message}", error.hint) from error
     return dataclasses.replace(asked, shares=request), merged
 
@@ -151,13 +156,14 @@ def _sheet(
     for number, (cell, asked) in enumerate(cells, 1):
         (job,) = of_asked(asked, ready.seeds, planner.expander, ready.resolve, number)
         id, key = ready.id_of(job.request), (cell.x, cell.y, cell.z)
-        line = ready.journal.find(id) if ready.journal is not None else None
-        if line is None:  # the run was stopped before it came to this one
+        found = ready.journal.find(id) if ready.journal is not None else None
+        if found is None:  # the run was stopped before it came to this one
             pictures[key] = "not drawn"
             drawn.append(
                 sheet.Drawn(x=cell.x, y=cell.y, z=cell.z, id=id, path=None, seed=job.request.seed, pixels=None)
             )
             continue
+        line = found.line
         failed = line["event"] == "error"
         pictures[key] = f"failed: {line['code']}" if failed else Path(line["path"])
         drawn.append(

@@ -61,7 +61,7 @@ def entry() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; return its exit code."""
-    screen.verbosity = 0
+    screen.verbosity, screen.as_json, screen.at_leaving = 0, False, None
     screen.argv = argv
     interrupted = 128 + signal.SIGINT
     try:
@@ -97,7 +97,8 @@ def _fail(error: SdcliError, argv: Sequence[str]) -> int:
     screen.error(error)
     if screen.verbosity >= 2 and not isinstance(error, Interrupted):
         traceback.print_exception(error.__cause__ or error)
-    if "--json" in argv and "--" not in argv[: argv.index("--json")] and not error.told:
+    typed = "--json" in argv and "--" not in argv[: argv.index("--json")]
+    if (typed or screen.as_json) and not error.told:
         from sdcli.jobs import events
 
         try:
@@ -135,7 +136,10 @@ def leaving_at_once() -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        os._exit(_fail(Interrupted(number), screen.argv))
+        error = Interrupted(number)
+        if screen.at_leaving is not None:
+            screen.at_leaving(error)
+        os._exit(_fail(error, screen.argv))
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -154,10 +158,13 @@ def finishing() -> Iterator[Callable[[], int | None]]:
     came: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
+        # The signal may have come while a stream was written, which then can't be written again: straight to the system.
         if came:
-            os._exit(_fail(Interrupted(number), screen.argv))
+            _straight(f"\nerror: interrupted by signal {number}\n")
+            os._exit(128 + number)
         came.append(number)
-        screen.say("finishing what is in flight; once more stops at once")
+        if screen.verbosity >= 0:
+            _straight("\nfinishing what is in flight; once more stops at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -165,6 +172,15 @@ def finishing() -> Iterator[Callable[[], int | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _straight(text: str) -> None:
+    """Write to stderr past Python's streams, if it takes it at once; and show the cursor that a bar may hide."""
+    import select
+
+    with suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, (("\x1b[?25h" if os.isatty(2) else "") + text).encode())
 
 
 COMMANDS = ("generate", "batch", "grid", "inspect", "verify", "schedulers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,9 @@ class Screen:
     def __init__(self, verbosity: int = 0) -> None:
         self.verbosity = verbosity
         self.argv: Sequence[str] = ()
+        # Whether machines are told, and who is to be told before a signal ends the process.
+        self.as_json = False
+        self.at_leaving: Callable[[SdcliError], None] | None = None
         self._progress: Any = None
         self._task: Any = None
 
@@ -59,12 +62,12 @@ class Screen:
     def say(self, text: str, level: int = 0) -> None:
         """Say a line, if that much is wanted."""
         if self.verbosity >= level:
-            self._line(printable(text))
+            self._line(printable(text.replace("\n", " ")))
 
     def warn(self, text: str) -> None:
         """Say a warning; quiet does not hide it from the record or the JSON."""
         if self.verbosity >= 0:
-            self._line(styled("warning: ", "33") + printable(text))
+            self._line(styled("warning: ", "33") + printable(text.replace("\n", " ")))
 
     def error(self, error: SdcliError) -> None:
         """Say what happened, and what to do about it."""
@@ -128,7 +131,7 @@ class Screen:
 
     def _line(self, text: str) -> None:
         # Without a stderr there is nobody to tell.
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError, RuntimeError):
             if self._progress is not None:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:

@@ -8,6 +8,8 @@ import os
 import queue
 import secrets
 import threading
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,12 +28,14 @@ from sdcli.models import Model
 from sdcli.output import Destination, OutputPlan
 from sdcli.pipeline import LARGEST_PACK, Pipeline
 from sdcli.prompts.wildcards import Expander, looks_dynamic
-from sdcli.record import ModelRecord, job_id
+from sdcli.record import ModelRecord, job_id, said_of
 from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Given, Merged
 
 # So many that any JSON reader keeps them all.
 RUN_SEED_BITS = 53
+# Folders that rows have of their own, in which pictures of killed runs are looked for.
+MOST_FOLDERS = 1000
 DEFAULT = "sdcli-batch/{prompt:40}-{seed}-{id:8}.{format}"
 
 
@@ -44,6 +48,10 @@ class Planner:
     expander: Expander | None
     _checked: set[Hashable] = field(default_factory=set)
     _presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def _files(self) -> dict[str, str] | None:
+        return pipeline.identity(self.model).files if self.model.is_here else None
 
     @cached_property
     def base(self) -> Merged:
@@ -102,6 +110,8 @@ class Planner:
     def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
         if files.output == "-":
             raise UsageError("a row's picture can't go to stdout", "leave its output out, or name a file")
+        if files.output is not None and any(unicodedata.category(c) in ("Cc", "Cf") for c in files.output):
+            raise UsageError("the output has control characters in it", "leave them out")
         # Who signs is looked at once, for the whole run.
         files = msgspec.structs.replace(files, sign=None)
         several = options.count > 1 or options.expand == "all"
@@ -117,7 +127,8 @@ class Planner:
                 return None
             merged = self.given.merged((path, again.values(found)))
             asked = self.asked(merged, path, was_expanded=True)
-            return dataclasses.replace(asked, template=again.template(found)), merged
+            notes = tuple(again.missing(found, self._files))
+            return dataclasses.replace(asked, template=again.template(found), notes=notes), merged
         except SdcliError as error:
             where = f"{path}: "
             return Refused(error=BadInput(where + error.message.removeprefix(where), error.hint))
@@ -151,15 +162,18 @@ class Planner:
 
 @dataclass(kw_only=True)
 class Survey:
-    """What the first reading of all rows found: `total` pictures, the shapes of the first, the folders of outputs that
-    rows have of their own, and what is wrong with the bad."""
+    """What the first reading of all rows found: `total` pictures, the shapes of the first and a request of each, the
+    folders of outputs that rows have of their own, what is wrong with the bad, and what people should be told. With
+    `coming` there was none: rows are read as they come."""
 
     total: int = 0
+    coming: bool = False
     bad: int = 0
     first_line: int | None = None
     refusals: list[SdcliError] = field(default_factory=list)
     shapes: list[Hashable] = field(default_factory=list)
-    largest: GenerationRequest | None = None
+    first: dict[Hashable, GenerationRequest] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     folders: set[tuple[Path, int]] = field(default_factory=set)
     dynamic: str | None = None
 
@@ -180,11 +194,13 @@ def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
                 found.refusals.append(one.error)
             continue
         n = one.pictures
+        found.notes += one.notes[: Survey.TOLD - len(found.notes)]
         found.total += n
         request = pipeline.resolve(one.request, planner.model)
-        found.shapes += [pipeline.shape(request)] * min(n, WINDOW - len(found.shapes))
-        if found.largest is None or _area(request) > _area(found.largest):
-            found.largest = request
+        shape, room = pipeline.shape(request), min(n, WINDOW - len(found.shapes))
+        if room > 0:
+            found.shapes += [shape] * room
+            found.first.setdefault(shape, request)
         if found.dynamic is None and planner.expander is None and looks_dynamic(request.prompt):
             found.dynamic = request.prompt
     index.close()
@@ -194,18 +210,19 @@ def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
 def _check_output(asked: Asked, destination: Destination, found: Survey, index: Index) -> Asked | Refused:
     """Refuse an exact path that two rows have; remember the folder."""
     if destination.kind == "exact":
-        digest = hashlib.sha256(os.fsencode(os.path.abspath(destination.text))).digest()[:16]
-        if index.count(digest, "outputs"):
+        path = os.fsencode(os.path.abspath(destination.text))
+        seeded = asked.request.seed not in (None, -1)
+        whole = path + b"\0" + (msgspec.json.encode(said_of(asked.request), order="sorted") if seeded else b"")
+        others, equal = (index.count(hashlib.sha256(what).digest()[:16], "outputs") for what in (path, whole))
+        # Rows that are equal in all are one picture.
+        if others and not (seeded and equal):
             return Refused(
                 error=BadInput(f"{asked.origin}: another row writes {destination.text} too", "give it another output"),
                 line=asked.line,
             )
-    found.folders.add(output.folder_of(destination))
+    elif len(found.folders) < MOST_FOLDERS:
+        found.folders.add(output.folder_of(destination))
     return asked
-
-
-def _area(request: GenerationRequest) -> int:
-    return (request.width or 0) * (request.height or 0)
 
 
 # The run
@@ -230,7 +247,7 @@ class Ready:
         """Return the request with all that the model decides filled in."""
         return pipeline.resolve(request, self.model)
 
-    def left_behind(self, id: str, job: Job) -> Path | None:
+    def left_behind(self, id: str) -> Path | None:
         """Return the picture that a killed run left with this id, and without a line in the journal."""
         path = self.index.picture(id)
         return Path(path) if path is not None else None
@@ -263,19 +280,23 @@ def prepare(
             model, identity = loaded.model, loaded.model_record
         else:
             identity = pipeline.identity(model)
-        size = journal.batch_size if journal is not None and asked_size in (None, "auto") else asked_size
+        size = asked_size
+        if size is None and journal is not None and journal.lines:
+            size = journal.batch_size  # That of the pictures that are there.
         if size in (None, "auto"):
-            at_most = pack_size(found.shapes, LARGEST_PACK)
-            size = load().largest_pack(found.largest, at_most) if found.largest and at_most > 1 else 1
+            size = pack_size(found.shapes, LARGEST_PACK)
+            if found.shapes and size > 1:
+                size = load().largest_pack(found.first[Counter(found.shapes).most_common(1)[0][0]], size)
         assert isinstance(size, int)
         seed = None
         if journal is not None and folder is not None:
-            if journal.batch_size not in (None, size):
+            if journal.lines and journal.batch_size not in (None, size):
                 say(
                     f"packs of {size} now, {journal.batch_size} before: the pictures may differ by 1/255 from what they would be"
                 )
             seed = journal.seed if journal.seed is not None else secrets.randbits(RUN_SEED_BITS)
-            journal.begin(seed, size)
+            if found.total or found.coming:
+                journal.begin(seed, size)
             output.sweep(folder[0])
             for where, depth in {folder, *found.folders}:
                 for path in pictures(where, depth, journal.is_newer):
@@ -283,6 +304,7 @@ def prepare(
     except BaseException:
         if journal is not None:
             journal.close()
+        index.close()
         raise
     return Ready(
         model=model, identity=identity, seeds=Seeds(seed, index), batch_size=size, index=index, journal=journal

@@ -42,7 +42,8 @@ class Asked:
     """What is asked for before it has its seeds: a request that may be without one, and how many pictures of it.
 
     `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do;
-    what `was_expanded` is never expanded again. `pictures` is how many are asked for, as `count` says.
+    what `was_expanded` is never expanded again. `pictures` is how many are asked for, as `count` says; `notes` what
+    people should be told of it.
     """
 
     request: GenerationRequest
@@ -54,6 +55,7 @@ class Asked:
     was_expanded: bool = False
     template: str | None = None
     pictures: int = 1
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,13 @@ def check(request: GenerationRequest, model: Model) -> None:
 WINDOW = 1024
 
 
-def packs(jobs: Iterable[Job | None], size: int, *, in_order: bool) -> Iterator[list[Job]]:
+def packs(
+    jobs: Iterable[Job | None],
+    size: int,
+    resolve: Callable[[GenerationRequest], GenerationRequest] = lambda request: request,
+    *,
+    in_order: bool,
+) -> Iterator[list[Job]]:
     """Put jobs that can share a pass together, up to `size` of them; the oldest that waits is always in the next pack.
 
     They are looked for among the next 1,024; with `in_order`, only among neighbours. A None among the jobs says that the
@@ -171,7 +179,7 @@ def packs(jobs: Iterable[Job | None], size: int, *, in_order: bool) -> Iterator[
             if job is None:
                 idle = True
                 break
-            waiting.setdefault(pipeline.shape(job.request), deque()).append((taken, job))
+            waiting.setdefault(pipeline.shape(resolve(job.request)), deque()).append((taken, job))
             held, taken = held + 1, taken + 1
         while held:
             shape = min(waiting, key=lambda s: waiting[s][0][0])

@@ -12,6 +12,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,8 @@ from sdcli.record import SCHEMA
 NAME = "sdcli-batch.jsonl"
 # Seconds by which the clocks of file systems may be coarse.
 CLOCK = 2.0
+# How a line that is damaged can't be read.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _Line(msgspec.Struct):
@@ -57,35 +60,57 @@ class Index:
     def __init__(self) -> None:
         # An empty name: SQLite's own temporary file, which goes with the process, however it ends.
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=OFF")
-        for table in ("lines (id BLOB PRIMARY KEY, start INTEGER, size INTEGER)", "seen (id BLOB PRIMARY KEY, n INTEGER)",
-                      "pictures (id BLOB PRIMARY KEY, path TEXT)", "outputs (id BLOB PRIMARY KEY, n INTEGER)"):  # fmt: skip
-            self._db.execute(f"CREATE TABLE {table} WITHOUT ROWID")
-        self._db.execute("BEGIN")
+        self._run("PRAGMA journal_mode=OFF")
+        for table in (
+            "lines (id BLOB, start INTEGER, size INTEGER, PRIMARY KEY (id, start))",
+            "seen (id BLOB PRIMARY KEY, n INTEGER)",
+            "outputs (id BLOB PRIMARY KEY, n INTEGER)",
+            "pictures (id BLOB PRIMARY KEY, path TEXT)",
+        ):
+            self._run(f"CREATE TABLE {table} WITHOUT ROWID")
+        self._run("BEGIN")
+
+    def _run(self, sql: str, *values: object) -> Any:
+        """Run a statement; return the first row of its result, None if there is none. Raises OutputFailed."""
+        try:
+            return self._db.execute(sql, values).fetchone()
+        except sqlite3.Error as error:
+            raise OutputFailed(
+                f"the temporary file of the run's index was not written: {error}", "free some space, or set TMPDIR"
+            ) from error
 
     def count(self, digest: bytes, table: str = "seen") -> int:
         """Return how often this digest was counted before."""
         sql = f"INSERT INTO {table} VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET n = n + 1 RETURNING n"
-        return int(self._db.execute(sql, (digest,)).fetchone()[0]) - 1
+        return int(self._run(sql, digest)[0]) - 1
 
     def put_line(self, id: str, start: int, size: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO lines VALUES (?, ?, ?)", (bytes.fromhex(id), start, size))
+        self._run("INSERT OR REPLACE INTO lines VALUES (?, ?, ?)", bytes.fromhex(id), start, size)
 
-    def line(self, id: str) -> tuple[int, int] | None:
-        """Return where a job's last line starts, and its length in bytes."""
-        row = self._db.execute("SELECT start, size FROM lines WHERE id = ?", (bytes.fromhex(id),)).fetchone()
+    def line(self, id: str, before: int) -> tuple[int, int] | None:
+        """Return where a job's last line before that place starts, and its length in bytes."""
+        sql = "SELECT start, size FROM lines WHERE id = ? AND start < ? ORDER BY start DESC LIMIT 1"
+        row = self._run(sql, bytes.fromhex(id), before)
         return (int(row[0]), int(row[1])) if row else None
 
     def put_picture(self, id: str, path: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (bytes.fromhex(id), os.fsencode(path)))
+        self._run("INSERT OR REPLACE INTO pictures VALUES (?, ?)", bytes.fromhex(id), os.fsencode(path))
 
     def picture(self, id: str) -> str | None:
         """Return the path of a picture that was found with this id in it."""
-        row = self._db.execute("SELECT path FROM pictures WHERE id = ?", (bytes.fromhex(id),)).fetchone()
+        row = self._run("SELECT path FROM pictures WHERE id = ?", bytes.fromhex(id))
         return os.fsdecode(row[0]) if row else None
 
     def close(self) -> None:
         self._db.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A line of a journal, and whether this run wrote it."""
+
+    line: dict[str, Any]
+    of_this_run: bool
 
 
 class Journal:
@@ -183,7 +208,7 @@ class Journal:
                     break
                 try:
                     said = decoder.decode(line)
-                except msgspec.MsgspecError:
+                except UNREADABLE:
                     said = _Line(schema=SCHEMA, event="")
                 if said.schema > SCHEMA:
                     raise BadInput(
@@ -218,21 +243,27 @@ class Journal:
         output.sync(self.folder)
         self.seed, self.batch_size = seed, batch_size
 
-    def find(self, id: str) -> dict[str, Any] | None:
-        """Return the last line of a job, its `path` as it is from here; None for a job that has none."""
-        place = self._index.line(id)
-        if place is None:
-            return None
-        start, size = place
-        line: dict[str, Any] = json.loads(os.pread(self._file, size, start))
-        if line.get("path") is not None:
-            line["path"] = os.path.normpath(self.folder / line["path"])
-        return line
+    def find(self, id: str, wanted: Callable[[dict[str, Any]], bool] = lambda line: True) -> Found | None:
+        """Return the last line of a job that is `wanted`, its `path` as it is from here; None if there is none.
 
-    def is_of_this_run(self, id: str) -> bool:
-        """Whether a job's last line was written by this run."""
-        place = self._index.line(id)
-        return place is not None and place[0] >= self._began
+        A job has several lines if it was drawn for several places, or again.
+        """
+        start = 2**62
+        while place := self._index.line(id, start):
+            start, size = place
+            try:
+                line: dict[str, Any] = json.loads(os.pread(self._file, size, start))
+            except (ValueError, RecursionError):  # A byte of it was damaged.
+                continue
+            path = line.get("path")
+            if path is not None and path.startswith(".."):
+                # `..` leads out of where the folder really is, not of the link to it.
+                line["path"] = os.path.normpath(os.path.join(os.path.realpath(self.folder), path))
+            elif path is not None:
+                line["path"] = os.path.join(self.folder, path)
+            if wanted(line):
+                return Found(line=line, of_this_run=start >= self._began)
+        return None
 
     def is_newer(self, time: float) -> bool:
         """Whether a file that was changed then (seconds) is newer than the last line that this run found."""
@@ -244,7 +275,9 @@ class Journal:
         Raises OutputFailed; the journal is then as before.
         """
         path = event["path"]
-        path = os.path.relpath(path, self.folder) if path is not None else None
+        if path is not None:
+            real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            path = os.path.relpath(real, os.path.realpath(self.folder))
         return self._write({**event, "path": path, "time": _now()})
 
     def note(self, event: dict[str, Any], place: tuple[int, int]) -> None:
@@ -255,7 +288,10 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> tuple[int, int]:
         data = json.dumps(line).encode() + b"\n"
         with self._append:
-            start = os.fstat(self._file).st_size
+            about = os.fstat(self._file)
+            if not about.st_nlink:
+                raise OutputFailed(f"{self.path} was removed while it was written", "the same command begins anew")
+            start = about.st_size
             try:
                 left = memoryview(data)
                 while left:  # A disk that fills up takes a part, and says so the next time.
@@ -279,16 +315,18 @@ class Journal:
 def seed_of(folder: Path) -> int | None:
     """Return the run seed that a folder's journal says, without opening it for a run; None where there is none."""
     try:
+        if not (folder / NAME).is_file():
+            return None
         with open(folder / NAME, "rb") as file:
             return msgspec.json.decode(file.readline(2**16), type=_Line).seed
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE):
         return None
 
 
 def pictures(folder: Path, depth: int, wanted: Callable[[float], bool]) -> Iterator[Path]:
     """Yield the pictures in a folder and `depth` levels under it whose time of change (seconds) is `wanted`."""
     try:
-        entries = list(os.scandir(folder))
+        entries = os.scandir(folder)
     except OSError:
         return
     for entry in entries:

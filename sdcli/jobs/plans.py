@@ -43,6 +43,9 @@ def plan(
         origins["scheduler"] = f"model {model.name}"
     if not seeded:
         shown["seed"] = None
+        if job.template is not None:
+            # The seed decides what a template becomes.
+            shown["prompt"], origins["prompt"] = job.template, DECIDED_LATER
     for side in ("width", "height"):
         if side not in merged.origins:
             origins[side] = f"model {model.name}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -13,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdcli import metadata, output
-from sdcli.errors import ClosedPipe, Interrupted, OutOfMemory, OutputFailed, SdcliError, SomeFailed
+from sdcli.errors import (
+    Bug,
+    CannotCreateOutput,
+    ClosedPipe,
+    Interrupted,
+    OutOfMemory,
+    OutputFailed,
+    SdcliError,
+    SomeFailed,
+)
 from sdcli.jobs import events
 from sdcli.jobs.jobs import Job, Refused, packs
 from sdcli.jobs.journal import Journal, holds
@@ -26,8 +37,11 @@ if TYPE_CHECKING:
 
 # What ends a run whatever else is left to draw: the next job would meet it too.
 ENDS_ALL = (OutputFailed, Interrupted, ClosedPipe)
-# So many jobs in a row for which memory is too small even alone: the next would not fit either.
-OUT_OF_MEMORY_IN_A_ROW = 3
+# What is hardly one job's own if so many in a row fail of it: the next would too.
+NOT_ONES_OWN = (OutOfMemory, CannotCreateOutput, Bug)
+IN_A_ROW = 3
+# So many bad rows are told to people one by one.
+TOLD = 100
 
 
 @dataclass(kw_only=True)
@@ -75,7 +89,8 @@ def _never() -> None:
 class How:
     """How a run goes, besides its jobs.
 
-    `load` gives the pipeline when the first picture must be drawn, `id_of` a job's id before that. With a journal, what it
+    `load` gives the pipeline when the first picture must be drawn, `id_of` a job's id before that, `resolve` its request with all
+    that the model decides. With a journal, what it
     knows as finished is skipped, and equal jobs are drawn once; `left_behind` names the picture with a job's id that a
     killed run left without a line. `interrupted` gives the number of the signal that asks to stop after what is in
     flight. After `max_failures` the run stops. `each`: people get a line a picture, else `tally` tells of them all.
@@ -84,6 +99,7 @@ class How:
 
     load: Callable[[], Pipeline]
     id_of: Callable[[GenerationRequest], str]
+    resolve: Callable[[GenerationRequest], GenerationRequest]
     destination: Destination
     files: OutputPlan
     batch_size: int
@@ -94,7 +110,7 @@ class How:
     each: bool = True
     answers: bool = False
     journal: Journal | None = None
-    left_behind: Callable[[str, Job], Path | None] = lambda id, job: None
+    left_behind: Callable[[str], Path | None] = lambda id: None
     retry_failed: bool = False
     max_failures: int | None = None
     interrupted: Callable[[], int | None] = _never
@@ -118,10 +134,10 @@ class Runner:
         self._pipeline: Pipeline | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writing: deque[tuple[Job, Future[_Written]]] = deque()
-        # Jobs on their way, by id, each with the lines of the equal ones that are reported with it.
-        self._equal: dict[str, list[int | None]] = {}
-        self._failed_before = 0
-        self._without_memory = 0
+        # Jobs on their way, by id and own destination, each with the lines of the equal ones that are reported with it.
+        self._equal: dict[tuple[str, Destination | None], list[int | None]] = {}
+        self._failed_before = self._refused = 0
+        self._in_a_row: list[type[SdcliError]] = []
         self._last_failure: SdcliError | None = None
 
     def run(self, jobs: Iterable[Job | Refused | None]) -> None:
@@ -133,7 +149,7 @@ class Runner:
         how = self.how
         self._show("")
         try:
-            for pack in packs(self._to_draw(jobs), how.batch_size, in_order=how.in_order):
+            for pack in packs(self._to_draw(jobs), how.batch_size, how.resolve, in_order=how.in_order):
                 if pack and not self._stops:
                     self._draw(pack)
                 self._collect(at_most=how.batch_size if pack else 0)
@@ -144,8 +160,11 @@ class Runner:
             for _, future in self._writing:
                 future.cancel()
             raise
-        except (KeyboardInterrupt, OutOfMemory, Interrupted):
-            self._collect(at_most=0)  # What was drawn is written and told.
+        except ClosedPipe:
+            raise
+        except BaseException:
+            with suppress(Exception):
+                self._collect(at_most=0)  # What was drawn is written and told.
             raise
         finally:
             self._pool.shutdown()
@@ -155,7 +174,7 @@ class Runner:
     @property
     def _stops(self) -> bool:
         limit = self.how.max_failures
-        return self.how.interrupted() is not None or (limit is not None and self.tally.failed >= limit)
+        return self.how.interrupted() is not None or (limit is not None and self.tally.failed - self._refused >= limit)
 
     def _judge(self) -> None:
         """Raise what a run that came to its end must say besides."""
@@ -184,22 +203,24 @@ class Runner:
                 # What came before is drawn and told first.
                 yield None
             if isinstance(job, Refused):
-                self._fail(job.error, job.line)
+                self._refused += 1
+                self._fail(job, job.error, said=self._refused <= TOLD)
             elif job is None or self.journal is None or not self._is_known(job, self.journal):
                 yield job
 
     def _is_there(self, job: Job) -> bool:
         id = self.how.id_of(job.request)
-        return id in self._equal or (self.journal is not None and self.journal.find(id) is not None)
+        return (id, job.destination) in self._equal or (self.journal is not None and self.journal.find(id) is not None)
 
     def _is_known(self, job: Job, journal: Journal) -> bool:
         """Say whether a job needs no drawing: an equal one is on its way, or it ended in this run or an earlier one."""
         id = self.how.id_of(job.request)
-        if id in self._equal:
-            self._equal[id].append(job.line)
+        if (id, job.destination) in self._equal:
+            self._equal[id, job.destination].append(job.line)
             return True
-        line = journal.find(id)
-        if line is not None and journal.is_of_this_run(id):
+        found = journal.find(id, lambda line: line["event"] == "error" or _goes_there(line, job))
+        line = found.line if found is not None else None
+        if found is not None and line is not None and found.of_this_run:
             return self._again(line, job)
         if line is not None and line["event"] == "error" and not self.how.retry_failed:
             self._failed_before += 1
@@ -210,14 +231,15 @@ class Runner:
                 return self._again(line, job, earlier=True) if self.how.answers else self._skip(id, str(path), job)
             if path.exists():
                 self.watcher.warn(f"{path} is not as it was drawn, or does not say its job: drawing it again")
-        left = self.how.left_behind(id, job)
+        own = job.destination
+        left = Path(own.text) if own is not None and own.kind == "exact" else self.how.left_behind(id)
         if left is not None and self._is_whole(left, id, None):
             event = events.found(job, id, left)
             journal.note(event, journal.write(event))
             # The run that drew it was killed before it could tell anybody.
             self._tell(event)
             return True
-        self._equal[id] = []
+        self._equal[id, job.destination] = []
         return False
 
     def _is_whole(self, path: Path, id: str, pixels: str | None) -> bool:
@@ -261,41 +283,50 @@ class Runner:
                     self.watcher.stop()
                 self._writing.append((pack[done], self._pool.submit(self._write, pack[done], image, len(pack))))
                 done += 1
-                self._without_memory = 0
                 self._collect(at_most=2 * self.how.batch_size)
-        except SdcliError as error:
-            if isinstance(error, ENDS_ALL):
+        except Exception as error:
+            if isinstance(error, SdcliError) and not isinstance(error, ENDS_ALL) and len(pack) - done == 1:
+                error.id = self.how.id_of(pack[-1].request)
+            if isinstance(error, ENDS_ALL) or done == len(pack) or not self._is_a_jobs(error):
                 raise
             if len(pack) - done > 1:
                 for job in pack[done:]:
                     if not self._stops:
                         self._draw([job])
                 return
-            (job,) = pack[done:]
-            error.id = self._pipeline.id_of(job.request)
             self._collect(at_most=0)
-            if self.how.each and self.tally.total == 1:
-                raise
-            self._fail(error, job.line)
-            if isinstance(error, OutOfMemory):
-                self._without_memory += 1
-                if self._without_memory == OUT_OF_MEMORY_IN_A_ROW:
-                    error.told = True
-                    raise
+            self._fail(pack[-1], _as_failure(error))
+
+    def _is_a_jobs(self, error: Exception) -> bool:
+        """Whether an error is told as a job's own: what nobody expected ends `generate` and no batch."""
+        return not self.how.each or (isinstance(error, SdcliError) and self.tally.total != 1)
 
     def _step(self, job: Job, step: Step) -> None:
         if self.how.each:
             self.watcher.step(step, label=_label(job, self.tally.total))
         self._collect(at_most=None)
 
-    def _fail(self, error: SdcliError, line: int | None) -> None:
-        """Tell of a job that failed; it is in the journal, so that it is not tried again unless that is wanted."""
-        self.watcher.error(error)
-        event = events.error(error, line=line)
+    def _fail(self, job: Job | Refused, error: SdcliError, *, said: bool = True) -> None:
+        """Tell of a job that failed; it is in the journal, so that it is not tried again unless that is wanted.
+
+        Raises the failure that is the last of too many of its kind in a row.
+        """
+        if said:
+            self.watcher.error(error)
+        error.line = job.line
+        own = None
+        if isinstance(job, Job):
+            error.id, own = self.how.id_of(job.request), job.destination
+        event = events.error(error, line=job.line)
         if self.journal is not None and error.id is not None:
             self.journal.note(event, self.journal.write(event))
         self._last_failure = error
-        self._tell(event)
+        self._tell(event, own)
+        if isinstance(error, NOT_ONES_OWN) and not (isinstance(error, CannotCreateOutput) and own is not None):
+            self._in_a_row = [*(kind for kind in self._in_a_row if kind is type(error)), type(error)]
+            if len(self._in_a_row) == IN_A_ROW:
+                error.told = True
+                raise error
 
     # Writing
 
@@ -320,7 +351,7 @@ class Runner:
             destination.format,
             made.pixels,
             (*image.warnings, *made.warnings),
-            among=among,
+            among=min(among, record.plan.pack_size),
         )
         place = self.journal.write(event) if self.journal is not None else None
         return _Written(event=event, place=place, image=image)
@@ -345,20 +376,22 @@ class Runner:
                 return
             try:
                 written = future.result()
-            except SdcliError as error:
-                error.id, error.line = self.how.id_of(job.request), job.line
-                if isinstance(error, ENDS_ALL) or (self.how.each and self.tally.total == 1):
+            except Exception as error:
+                if isinstance(error, SdcliError):
+                    error.id, error.line = self.how.id_of(job.request), job.line
+                if isinstance(error, ENDS_ALL) or not self._is_a_jobs(error):
                     raise
                 self._writing.popleft()
-                self._fail(error, job.line)
+                self._fail(job, _as_failure(error))
                 continue
             self._writing.popleft()
+            self._in_a_row = []
             if self.journal is not None and written.place is not None:
                 self.journal.note(written.event, written.place)
             for warning in written.event["warnings"]:
                 self.watcher.warn(warning)
             self._say(written.image)
-            self._tell(written.event)
+            self._tell(written.event, job.destination)
 
     def _say(self, image: GeneratedImage) -> None:
         record = image.record
@@ -369,9 +402,9 @@ class Runner:
             level=0 if self.how.each else 1,
         )
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: dict[str, Any], own: Destination | None = None) -> None:
         """Count an event and tell it, and the same of each equal job that came meanwhile."""
-        equal = self._equal.pop(event["id"], []) if event["id"] else []
+        equal = self._equal.pop((event["id"], own), []) if event["id"] else []
         for one in (event, *({**event, "line": line} for line in equal)):
             if one["event"] == "image":
                 self.tally.done += 1
@@ -383,6 +416,26 @@ class Runner:
     def _show(self, prompt: str) -> None:
         if not self.how.each:
             self.watcher.tally(self.tally, prompt)
+
+
+def _goes_there(line: dict[str, Any], job: Job) -> bool:
+    """Say whether the picture of a journal's line lies where a job's own destination says."""
+    own = job.destination
+    if own is None:
+        return True
+    if own.kind == "exact":
+        return bool(os.path.realpath(line["path"]) == os.path.realpath(own.text))
+    folder = os.path.realpath(output.folder_of(own)[0])
+    return bool(line["format"] == own.format and os.path.realpath(line["path"]).startswith(folder + os.sep))
+
+
+def _as_failure(error: Exception) -> SdcliError:
+    """Return what a job failed of; what nobody expected is a bug."""
+    if isinstance(error, SdcliError):
+        return error
+    bug = Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it, with what -vv says")
+    bug.__cause__ = error
+    return bug
 
 
 def _label(job: Job, of: int | None) -> str:
