@@ -420,7 +420,7 @@ _MIDWAY = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 
 def _place(temporary: Path, path: Path) -> Path:
     """Give a whole file its name, or the first free one; of two processes that want one name each gets its own."""
-    for name in _names(path):
+    for name in names(path):
         try:
             os.link(temporary, name)
             return name
@@ -443,12 +443,13 @@ def sweep(folder: Path) -> None:
 
 def set_aside(path: Path) -> None:
     """Give a file the next free name (-2, -3 ...)."""
-    aside = next(name for name in itertools.islice(_names(path), 1, None) if not os.path.lexists(name))
+    aside = next(name for name in itertools.islice(names(path), 1, None) if not os.path.lexists(name))
     path.rename(aside)
     sync(path.parent)
 
 
-def _names(path: Path) -> Iterator[Path]:
+def names(path: Path) -> Iterator[Path]:
+    """Yield the names that a file may get, without end: `path`, and then with -2, -3 ..."""
     yield path
     for count in itertools.count(2):
         yield path.with_name(f"{path.stem}-{count}{path.suffix}")
@@ -462,7 +463,7 @@ def _place_without_links(temporary: Path, path: Path) -> Path:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        name = next(name for name in _names(path) if not os.path.lexists(name))
+        name = next(name for name in names(path) if not os.path.lexists(name))
         temporary.rename(name)
         return name
     finally:

@@ -288,7 +288,8 @@ def how(
     return How(
         load=load, id_of=ready.id_of, destination=where, files=files, batch_size=ready.batch_size, tell=results.event,
         watcher=screen, tally=tally, in_order=in_order, each=False, answers=answers, journal=ready.journal,
-        left_behind=ready.left_behind, resolve=ready.resolve, retry_failed=retry_failed, max_failures=max_failures,
+        left_behind=ready.left_behind, nameless=ready.nameless, resolve=ready.resolve,
+        retry_failed=retry_failed, max_failures=max_failures,
         interrupted=interrupted,
     )  # fmt: skip
 

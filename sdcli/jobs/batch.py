@@ -238,6 +238,7 @@ class Ready:
     batch_size: int
     index: Index
     journal: Journal | None
+    nameless: set[str] = field(default_factory=set)
 
     def id_of(self, request: GenerationRequest) -> str:
         """Return a job's id."""
@@ -289,6 +290,7 @@ def prepare(
                 size = load().largest_pack(found.first[Counter(found.shapes).most_common(1)[0][0]], size)
         assert isinstance(size, int)
         seed = None
+        nameless: set[str] = set()
         if journal is not None and folder is not None:
             if journal.lines and journal.batch_size not in (None, size):
                 say(
@@ -300,24 +302,33 @@ def prepare(
             output.sweep(folder[0])
             for where, depth in {folder, *found.folders}:
                 for path in pictures(where, depth, journal.is_newer):
-                    _remember(path, index)
+                    _remember(path, index, nameless)
     except BaseException:
         if journal is not None:
             journal.close()
         index.close()
         raise
     return Ready(
-        model=model, identity=identity, seeds=Seeds(seed, index), batch_size=size, index=index, journal=journal
+        model=model,
+        identity=identity,
+        seeds=Seeds(seed, index),
+        batch_size=size,
+        index=index,
+        journal=journal,
+        nameless=nameless,
     )
 
 
-def _remember(path: Path, index: Index) -> None:
+def _remember(path: Path, index: Index, nameless: set[str]) -> None:
+    """Remember a picture by its id, or by its path where it says none and has no line in the journal."""
     try:
         identity = metadata.identity(path)
     except SdcliError:
         return
     if identity is not None and is_digest(identity.id):
         index.put_picture(identity.id, str(path))
+    elif identity is None and not index.is_told(here := os.path.realpath(path)):
+        nameless.add(here)
 
 
 def jobs(

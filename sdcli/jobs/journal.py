@@ -66,6 +66,7 @@ class Index:
             "seen (id BLOB PRIMARY KEY, n INTEGER)",
             "outputs (id BLOB PRIMARY KEY, n INTEGER)",
             "pictures (id BLOB PRIMARY KEY, path TEXT)",
+            "told (id BLOB PRIMARY KEY)",
         ):
             self._run(f"CREATE TABLE {table} WITHOUT ROWID")
         self._run("BEGIN")
@@ -101,6 +102,13 @@ class Index:
         row = self._run("SELECT path FROM pictures WHERE id = ?", bytes.fromhex(id))
         return os.fsdecode(row[0]) if row else None
 
+    def put_told(self, path: str) -> None:
+        self._run("INSERT OR IGNORE INTO told VALUES (?)", _digest(path))
+
+    def is_told(self, path: str) -> bool:
+        """Whether a line names this path."""
+        return self._run("SELECT 1 FROM told WHERE id = ?", _digest(path)) is not None
+
     def close(self) -> None:
         self._db.close()
 
@@ -128,6 +136,7 @@ class Journal:
         """
         self.folder = folder
         self.path = folder / NAME
+        self.fresh = fresh
         self.seed: int | None = None
         self.batch_size: int | None = None
         self.lines = 0
@@ -197,7 +206,7 @@ class Journal:
 
     def _read(self) -> None:
         """Index the lines; a last one without its end is what a kill left, and goes."""
-        decoder = msgspec.json.Decoder(_Line)
+        decoder, real = msgspec.json.Decoder(_Line), os.path.realpath(self.folder)
         changed, last = os.fstat(self._file).st_mtime, None
         start, first = 0, True
         with open(os.dup(self._file), "rb") as file:
@@ -226,6 +235,8 @@ class Journal:
                 elif said.ends_a_job:
                     assert said.id is not None
                     self._index.put_line(said.id, start, len(line))
+                    if said.path is not None:
+                        self._index.put_told(os.path.normpath(os.path.join(real, said.path)))
                     self.lines += 1
                     # A picture that was found tells nothing of when others were drawn.
                     last = said if said.event == "error" or said.seconds is not None else last
@@ -373,6 +384,10 @@ def is_digest(text: str) -> bool:
         return len(bytes.fromhex(text)) == 32
     except ValueError:
         return False
+
+
+def _digest(path: str) -> bytes:
+    return hashlib.sha256(os.fsencode(path)).digest()[:16]
 
 
 def _is_torn(line: bytes) -> bool:

@@ -43,7 +43,7 @@ def plan(
         origins["scheduler"] = f"model {model.name}"
     if not seeded:
         shown["seed"] = None
-        if job.template is not None:
+        if job.template is not None and merged.values.get("expand") != "all":
             # The seed decides what a template becomes.
             shown["prompt"], origins["prompt"] = job.template, DECIDED_LATER
     for side in ("width", "height"):

@@ -6,11 +6,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -111,6 +112,8 @@ class How:
     answers: bool = False
     journal: Journal | None = None
     left_behind: Callable[[str], Path | None] = lambda id: None
+    # The paths of pictures that say no id and have no line: without metadata, a killed run left them.
+    nameless: set[str] = field(default_factory=set)
     retry_failed: bool = False
     max_failures: int | None = None
     interrupted: Callable[[], int | None] = _never
@@ -139,6 +142,7 @@ class Runner:
         self._failed_before = self._refused = 0
         self._in_a_row: list[type[SdcliError]] = []
         self._last_failure: SdcliError | None = None
+        self._cannot_write = False
 
     def run(self, jobs: Iterable[Job | Refused | None]) -> None:
         """Draw all jobs and write their pictures; `tell` hears an event as each is finished or has failed.
@@ -235,7 +239,7 @@ class Runner:
         left = Path(own.text) if own is not None and own.kind == "exact" else self.how.left_behind(id)
         if left is not None and self._is_whole(left, id, None):
             event = events.found(job, id, left)
-            journal.note(event, journal.write(event))
+            self._note(event, journal)
             # The run that drew it was killed before it could tell anybody.
             self._tell(event)
             return True
@@ -281,7 +285,8 @@ class Runner:
             ):
                 if self.how.each:
                     self.watcher.stop()
-                self._writing.append((pack[done], self._pool.submit(self._write, pack[done], image, len(pack))))
+                future = self._pool.submit(self._write_if_possible, pack[done], image, len(pack))
+                self._writing.append((pack[done], future))
                 done += 1
                 self._collect(at_most=2 * self.how.batch_size)
         except Exception as error:
@@ -319,7 +324,7 @@ class Runner:
             error.id, own = self.how.id_of(job.request), job.destination
         event = events.error(error, line=job.line)
         if self.journal is not None and error.id is not None:
-            self.journal.note(event, self.journal.write(event))
+            self._note(event, self.journal)
         self._last_failure = error
         self._tell(event, own)
         if isinstance(error, NOT_ONES_OWN) and not (isinstance(error, CannotCreateOutput) and own is not None):
@@ -328,7 +333,26 @@ class Runner:
                 error.told = True
                 raise error
 
+    def _note(self, event: dict[str, Any], journal: Journal) -> None:
+        """Write a job's event into the journal, and remember it."""
+        try:
+            place = journal.write(event)
+        except OutputFailed as error:
+            error.id, error.line = event["id"], event["line"]
+            raise
+        journal.note(event, place)
+
     # Writing
+
+    def _write_if_possible(self, job: Job, image: GeneratedImage, among: int) -> _Written:
+        """Write a picture, unless one before it could not be: that ends the run, and nobody would be told of it."""
+        if self._cannot_write:
+            raise CancelledError
+        try:
+            return self._write(job, image, among)
+        except OutputFailed:
+            self._cannot_write = True
+            raise
 
     def _write(self, job: Job, image: GeneratedImage, among: int) -> _Written:
         """Encode a picture, write it, and then its line. Runs in the writing thread."""
@@ -339,9 +363,7 @@ class Runner:
         if self.how.destination.signer is not None:
             data = self.how.destination.signer.signed(data, destination.format)
         naming = output.naming(record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
-        path = None
-        if self.journal is not None and files.metadata == "none":
-            path = self._left_without_id(destination, naming, data, self.journal)
+        path = self._left_under_its_name(record.id, destination, naming, data, made.pixels)
         if path is None:
             path = output.save(destination, data, naming)
         event = events.image(
@@ -356,17 +378,28 @@ class Runner:
         place = self.journal.write(event) if self.journal is not None else None
         return _Written(event=event, place=place, image=image)
 
-    def _left_without_id(
-        self, destination: Destination, naming: output.Naming, data: bytes, journal: Journal
+    def _left_under_its_name(
+        self, id: str, destination: Destination, naming: output.Naming, data: bytes, pixels: str
     ) -> Path | None:
-        """Return the file of just these bytes that a killed run left under this name, without a line in the journal."""
-        path = Path(output.path_of(destination, naming))
-        try:
-            if not journal.is_newer(path.stat().st_mtime) or path.read_bytes() != data:
-                return None
-        except OSError:
+        """Return this very picture where an earlier run left it under its name, and no line tells of it.
+
+        With its id in it `left_behind` knows it, unless other lines came since; without metadata its bytes tell. A path that
+        may be overwritten is: that makes no second picture.
+        """
+        if self.journal is None or self.journal.fresh or destination.overwrite:
             return None
-        return path
+        name = Path(output.path_of(destination, naming))
+        if self.how.files.metadata != "none":
+            return name if os.path.lexists(name) and holds(name, id, pixels) else None
+        if not self.how.nameless:
+            return None
+        for path in takewhile(os.path.lexists, output.names(name)):
+            here = os.path.realpath(path)
+            with suppress(OSError):
+                if here in self.how.nameless and path.read_bytes() == data:
+                    self.how.nameless.discard(here)
+                    return path
+        return None
 
     def _collect(self, at_most: int | None) -> None:
         """Tell of the pictures that are written; wait until no more than `at_most` are not (None: wait for none)."""
