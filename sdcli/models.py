@@ -203,6 +203,20 @@ def _path(name: str) -> Path | None:
     return path if looks or (name and (path.is_dir() or ("/" in name and path.exists()))) else None
 
 
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{6,64}")
+
+
+def hub_name(repo: str, commit: str | None) -> str | None:
+    """Return the name of a hub's model at a commit, None for what is no such name or would be taken for a path here.
+
+    For names out of pictures, which are not to lead to files.
+    """
+    name = f"{repo}@{commit}" if commit is not None else repo
+    fits = _REPO.fullmatch(repo) and (commit is None or _COMMIT.fullmatch(commit)) and ".." not in repo
+    return name if fits and _path(name) is None and _path(repo) is None else None
+
+
 def _looked_at(model: Model, checker: bool) -> Model:
     """Fill in what this machine knows of a model."""
     if model.repo is not None:

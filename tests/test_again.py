@@ -140,6 +140,28 @@ def test_models_of_pictures(sdcli: Sdcli, tmp_path: Path) -> None:
     assert done.code == 0 and "was drawn by other weights than these" in done.stderr
 
 
+@pytest.mark.parametrize("repo", ["models/mine", "models/mine.safetensors", "models/..", "../models", "a/b/c"])
+def test_no_path_out_of_a_picture_is_opened(sdcli: Sdcli, tmp_path: Path, repo: str) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine.safetensors").write_bytes(b"no weights")
+    sdcli("generate", "a star", *DEMO, "-o", "a.png")
+    edited(tmp_path / "a.png", {"name": repo, "repo": repo, "commit": None})
+    done = sdcli("generate", "--from", "a.png")
+    assert done.code == 2 and "say it with --model" in done.stderr, done.stderr
+    done = sdcli("verify", "a.png")
+    assert done.code == 65 and "names a model that can't be" in done.stderr, done.stderr
+
+
+def test_a_flood_of_words_is_cut(sdcli: Sdcli, tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text(
+        "invokeai_metadata", json.dumps({"positive_prompt": "a star"} | {f"k{i}" * 100: i for i in range(2000)})
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    done = sdcli("generate", "--from", "a.png", *DEMO)
+    assert done.code == 0 and "and 1990 more" in done.stderr and len(done.stderr) < 5000
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [

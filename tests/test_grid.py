@@ -122,7 +122,10 @@ def test_private_sheets(sdcli: Sdcli, tmp_path: Path) -> None:
     done = sdcli("grid", "a star", "--x", "steps=1,2", "--model", "demo", "--metadata", "none")
     assert done.code == 0, done.stderr
     with Image.open(done.lines[-1]) as image:
-        assert "sdcli" not in image.info
+        assert "sdcli" not in image.info and not image.info.get("XML:com.adobe.xmp")
+    done = sdcli("grid", "a star", "--x", "steps=1,2", "--model", "demo", "--metadata", "minimal", "-o", "m/")
+    with Image.open(done.lines[-1]) as image:
+        assert "sdcli" not in image.info and "trainedAlgorithmicMedia" in str(image.info["XML:com.adobe.xmp"])
 
 
 REFUSED = [

@@ -292,7 +292,7 @@ FILES = {"unet/a.safetensors": "a" * 64, "b.safetensors": "b" * 64}
     ],
 )  # fmt: skip
 def test_the_mark(model: ModelRecord, name: str, version: str | None) -> None:
-    packet = xmp.packet(xmp.mark(record("secret", model=model)))
+    packet = xmp.packet(xmp.mark(model, "0.1.0"))
     iptc = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
     assert xmp.find(packet, iptc, "DigitalSourceType") == (
         "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

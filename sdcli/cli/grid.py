@@ -39,6 +39,7 @@ from sdcli.jobs import events, grids, sheet
 from sdcli.jobs.batch import Planner, Ready
 from sdcli.jobs.grids import Axis, Cell
 from sdcli.jobs.jobs import Asked, check, of_asked
+from sdcli.metadata import xmp
 from sdcli.models import ModelSpec
 from sdcli.output import Destination, OutputPlan
 from sdcli.record import pixels_of
@@ -180,7 +181,8 @@ def _sheet(
         )
     image = sheet.sheet(axes, pictures, title=prompt)
     record = sheet.record(prompt, axes, drawn, {"sdcli": __version__})
-    data = sheet.encode(image, record if files.metadata == "full" else None)
+    mark = xmp.mark(ready.identity, __version__) if files.metadata != "none" else None
+    data = sheet.encode(image, record if files.metadata == "full" else None, mark)
     if where.signer is not None:
         data = where.signer.signed(data, "png")
     # Named by what it is of: the same grid again writes the same sheet, and fills in what had failed.

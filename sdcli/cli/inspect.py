@@ -108,7 +108,7 @@ def _pictures(name: str) -> Iterator[Path | None]:
 def _one(path: Path | None, check: bool, raw: bool, results: Results) -> int:
     """Tell of one picture; return its exit code."""
     try:
-        if path is not None and path.is_dir():
+        if path is not None and os.path.isdir(path):
             endings = ", ".join(output.ENDINGS)
             raise InputMissing(f"{path}: no picture is in this folder", f"looked for: {endings}")
         found = inspecting.inspect(path, check) if path is not None else _stdin(check)

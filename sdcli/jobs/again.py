@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,10 +13,10 @@ from sdcli import output
 from sdcli.errors import BadInput, InputMissing, UsageError
 from sdcli.metadata import inspecting
 from sdcli.metadata.inspecting import Found
-from sdcli.models import ALIASES
+from sdcli.models import ALIASES, hub_name
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+# So many things that a picture says and sdcli can't draw are named.
+MOST_NAMED = 10
 
 
 def look(path: str, stdin: BinaryIO | None = None) -> Found | None:
@@ -60,9 +60,8 @@ def model(found: Found) -> str | None:
     record = found.record.model if found.record is not None else None
     if record is None:
         return None
-    if record.repo is not None and _REPO.fullmatch(record.repo):
-        pinned = record.commit is not None and _COMMIT.fullmatch(record.commit)
-        return f"{record.repo}@{record.commit}" if pinned else record.repo
+    if record.repo is not None and (name := hub_name(record.repo, record.commit)):
+        return name
     if record.name in ALIASES:
         return record.name
     raise UsageError(
@@ -75,7 +74,9 @@ def missing(found: Found, files: Mapping[str, str] | None) -> list[str]:
 
     `files` are the SHA-256 of the model's files that will draw, None where they are not known yet.
     """
-    told = [f"{name}: {_short(value)}" for name, value in found.unmapped.items()]
+    told = [f"{_short(name)}: {_short(value)}" for name, value in islice(found.unmapped.items(), MOST_NAMED)]
+    if len(found.unmapped) > MOST_NAMED:
+        told.append(f"and {len(found.unmapped) - MOST_NAMED} more")
     lines = [f"{found.path} says what sdcli does not draw: {', '.join(told)}"] if told else []
     record = found.record.model if found.record is not None else None
     if record is None:
@@ -119,5 +120,5 @@ def pictures(names: Sequence[str]) -> list[str]:
 
 def _in_folder(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in output.ENDINGS and not path.name.startswith(".") and path.is_file():
+        if path.suffix.lower() in output.ENDINGS and not path.name.startswith(".") and os.path.isfile(path):
             yield str(path)

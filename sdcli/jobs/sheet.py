@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdcli.errors import BadInput, UsageError
 from sdcli.jobs.grids import Axis
-from sdcli.metadata import ours, png
+from sdcli.metadata import ours, png, xmp
 from sdcli.record import SCHEMA
 from sdcli.settings import is_unicode
 
@@ -197,8 +197,11 @@ def record(prompt: str, axes: Sequence[Axis], cells: Sequence[Drawn], versions: 
     }
 
 
-def encode(image: Image, record: Mapping[str, Any] | None) -> bytes:
-    """Return the sheet as PNG, with its record under the keyword that a picture's has; None: without."""
+def encode(image: Image, record: Mapping[str, Any] | None, mark: Mapping[str, str] | None = None) -> bytes:
+    """Return the sheet as PNG, with its record under the keyword that a picture's has; None: without.
+
+    `mark` says in XMP that it was made by a model.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -211,6 +214,8 @@ def encode(image: Image, record: Mapping[str, Any] | None) -> bytes:
             info.add_text(ours.KEYWORD, text)
         else:
             info.add_itxt(ours.KEYWORD, text)
+    if mark is not None:
+        info.add_itxt(xmp.PNG_KEYWORD, xmp.packet(dict(mark)))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info, compress_level=png.COMPRESS_LEVEL)
     return buffer.getvalue()

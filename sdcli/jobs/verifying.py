@@ -12,7 +12,6 @@ hand: what is tolerated is arithmetic.
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from sdcli.errors import BadInput, InputMissing, ModelUnavailable, SdcliError, U
 from sdcli.jobs import again
 from sdcli.jobs.runner import ENDS_ALL
 from sdcli.metadata import infotext, inspecting, ours
+from sdcli.metadata.bounds import MOST_FILE
 from sdcli.metadata.inspecting import Found
 from sdcli.metadata.readers import a1111
 from sdcli.models import ModelSpec
@@ -47,8 +47,6 @@ MOST_PIXELS = 2**25
 MOST_NAMED, LONGEST = 10, 60
 # What a plan says of a fall-back, which need not be taken again.
 _IN_THE_PLAN = ("batch-size", "attention-slicing", "vae-tiling", "offload")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +132,8 @@ def _decoded(path: Path) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if path.stat().st_size > MOST_FILE:
+                raise BadInput(f"{path} is too large to verify", f"up to {MOST_FILE >> 20} MiB are")
             with Image.open(path, formats=("PNG", "JPEG", "WEBP", "AVIF")) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadInput(
@@ -195,7 +195,7 @@ def judge(subject: Subject, drawn: GeneratedImage) -> Verdict:
     by_hand = bool(found)
     if now.pixels.sha256 != then.pixels.sha256:
         found += differences(then, now)
-    elif then.encoding:
+    if then.encoding:
         found += _apart_in("", then.encoding.versions, _encoders(then.encoding))
     equal = not by_hand and psnr >= WHOLE and square >= SQUARE
     return Verdict(
@@ -268,7 +268,8 @@ def _encoders(encoding: EncodingRecord) -> dict[str, str]:
     from PIL import features
 
     lossy = metadata.FORMATS[encoding.format].lossy
-    assert lossy is not None
+    if lossy is None:  # A record that was edited.
+        return {"pillow": PIL.__version__}
     name, feature = lossy.library
     return {"pillow": PIL.__version__, name: features.version(feature) or "unknown"}
 
@@ -291,9 +292,10 @@ def spec_of(record: ModelRecord, model: str | None = None, vae: str | None = Non
             "say it with --vae",
         )
     if record.repo is not None:
-        name = f"{record.repo}@{record.commit}" if record.commit is not None else record.repo
-        if not (_REPO.fullmatch(record.repo) and (record.commit is None or _COMMIT.fullmatch(record.commit))):
-            raise BadInput(f"its record names a model that can't be: {_short(name)}", "say another with --model")
+        name = models.hub_name(record.repo, record.commit)
+        if name is None:
+            said = f"{record.repo}@{record.commit}" if record.commit is not None else record.repo
+            raise BadInput(f"its record names a model that can't be: {_short(said)}", "say another with --model")
         return ModelSpec(model=name, vae=vae)
     there = list(_on_this_disk(record.name, vae))
     if not there:

@@ -10,6 +10,8 @@ from sdcli.errors import BadInput
 
 # Pictures carry kilobytes of text; the largest ComfyUI workflows, some megabytes.
 MOST_TEXT = 16 * 2**20
+# Bytes of a file whose pixels are looked at: Pillow takes twice that for some.
+MOST_FILE = 96 * 2**20
 # Chunks, segments or boxes; a PNG of 800 MB in the usual 8 KiB chunks has as many.
 MOST_PARTS = 100_000
 

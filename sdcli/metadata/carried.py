@@ -37,4 +37,8 @@ def carried(record: Record, how: How) -> Carried:
             f"the record is {len(said) / 1e6:.1f} million characters long, and {MOST_TEXT // 6 / 1e6:.1f} can be read again",
             "shorten the prompt, or leave it out with --metadata minimal",
         )
-    return Carried(infotext=infotext.infotext(record) if how == "full" else "", record=said, mark=mark(record))
+    return Carried(
+        infotext=infotext.infotext(record) if how == "full" else "",
+        record=said,
+        mark=mark(record.model, record.versions.get("sdcli")),
+    )

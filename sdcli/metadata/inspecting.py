@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from sdcli.errors import BadInput, InputMissing
 from sdcli.metadata import ours, readers, signing, stealth, texts_of
+from sdcli.metadata.bounds import MOST_FILE
 from sdcli.metadata.signing import Signature
 from sdcli.record import SCHEMA, PixelRecord, Record
 
@@ -121,6 +123,7 @@ def _check(file: BinaryIO, raw: dict[str, str]) -> Pixels | None:
         return None
     from PIL import Image
 
+    check_size(file)
     file.seek(0)
     _check_scans(file)
     file.seek(0)
@@ -133,6 +136,12 @@ def _check(file: BinaryIO, raw: dict[str, str]) -> Pixels | None:
         raise
     except Exception as error:  # Decoders raise what they like.
         raise BadInput(f"its pixels can't be decoded: {error}") from error
+
+
+def check_size(file: BinaryIO) -> None:
+    """Refuse a file that is too large to decode: Pillow reads WebP and AVIF whole before it looks at their size."""
+    if file.seek(0, os.SEEK_END) > MOST_FILE:
+        raise BadInput("it is too large to check", f"up to {MOST_FILE >> 20} MiB are")
 
 
 def _check_scans(file: BinaryIO) -> None:

@@ -8,11 +8,13 @@ Forge can hide it in the colours as well (`stealth_rgbinfo`), which would have e
 
 from __future__ import annotations
 
+import os
 import warnings
 import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
+from sdcli.metadata.bounds import MOST_FILE
 from sdcli.metadata.readers import Unreadable, json_object
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def texts(file: BinaryIO) -> dict[str, str]:
 def _text(file: BinaryIO) -> str | None:
     from PIL import Image
 
+    if file.seek(0, os.SEEK_END) > MOST_FILE:
+        return None  # Pillow reads WebP and AVIF whole before it looks at their size.
     file.seek(0)
     # Whatever a decoder stumbles over: what is broken in the pixels says nothing.
     with suppress(Exception), warnings.catch_warnings():

@@ -10,7 +10,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
 
 from sdcli.errors import BadInput
-from sdcli.record import ModelRecord, Record
+from sdcli.record import ModelRecord
 
 PNG_KEYWORD = "XML:com.adobe.xmp"
 NAMESPACES = {
@@ -23,14 +23,16 @@ NAMESPACES = {
 MADE_BY_AI = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
-def mark(record: Record) -> dict[str, str]:
-    """Return what says that a machine drew this, and which (IPTC Photo Metadata Standard 2025.1); nothing of what was asked."""
-    version = record.versions.get("sdcli")
+def mark(model: ModelRecord, version: str | None) -> dict[str, str]:
+    """Return what says that a machine drew this, and which (IPTC Photo Metadata Standard 2025.1); nothing of what was asked.
+
+    `version` is sdcli's.
+    """
     return {
         "xmp:CreatorTool": f"sdcli {version}" if version else "sdcli",
         "Iptc4xmpExt:DigitalSourceType": MADE_BY_AI,
-        "Iptc4xmpExt:AISystemUsed": record.model.name if record.model.repo else PurePath(record.model.name).name,
-        "Iptc4xmpExt:AISystemVersionUsed": _version(record.model),
+        "Iptc4xmpExt:AISystemUsed": model.name if model.repo else PurePath(model.name).name,
+        "Iptc4xmpExt:AISystemVersionUsed": _version(model),
     }
 
 
