@@ -39,8 +39,8 @@ from sdcli.request import GenerationRequest, draw_seed
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-# What embeddings of prompts that may come again are kept: some 1,100 texts of SD 1.5 in fp16.
-ENCODED_BYTES = 128 * 2**20
+# What embeddings of prompts that may come again are kept: some 280 texts of SD 1.5 in fp16.
+ENCODED_BYTES = 32 * 2**20
 # The largest pack that `auto` takes: larger ones gain little (benchmarks/README.md), and more is lost with a kill.
 LARGEST_PACK = 16
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
