@@ -1,0 +1,65 @@
+"""What loading a model brings: its files, their hashes and parameters; and what it can't draw."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from sdcli.errors import UsageError
+from sdcli.models.folders import parts_of
+from sdcli.models.spec import Model
+from sdcli.models.weights import by_variant, files_in, sha256_of, shapes_of
+
+
+def loaded_files(model: Model) -> dict[str, Path]:
+    """Return the weight files that decide pixels, by their path in the model's folder (`--vae/...`: another autoencoder's)."""
+    assert model.path is not None
+    if model.single_file:
+        found = {model.path.name: model.path}
+    else:
+        found = {}
+        for part in parts_of(model, checker=False):
+            names = by_variant(files_in(model.path / part))[model.variant]
+            found |= {f"{part}/{name}": model.path / part / name for name in names}
+    vae = model.vae
+    if vae is not None and vae.path is not None:
+        names = [""] if vae.single_file else by_variant(files_in(vae.path))[vae.variant]
+        found |= {f"--vae/{name or vae.path.name}": vae.path / name for name in names}
+    return found
+
+
+def check_size(model: Model, width: int | None, height: int | None) -> None:
+    """Refuse a width or height, in pixels, that the model can't draw; None is what it decides itself."""
+    for side, pixels in (("width", width), ("height", height)):
+        if pixels is not None and pixels % model.multiple:
+            below = pixels // model.multiple * model.multiple
+            nearest_are = f"the nearest are {below} and {below + model.multiple}"
+            raise UsageError(
+                f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}",
+                nearest_are if below else f"the smallest is {model.multiple}",
+            )
+
+
+def check_clip_skip(model: Model, clip_skip: int) -> None:
+    """Refuse to leave out more layers than the model's text encoder has to spare."""
+    layers = model.encoder_layers
+    if layers is not None and clip_skip >= layers:
+        raise UsageError(f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
+
+
+def count_parameters(model: Model) -> int:
+    """Return how many parameters loading a model brings, read off its files' headers."""
+    shapes = [
+        shape for file in loaded_files(model).values() for name, shape in shapes_of(file).items() if _is_loaded(name)
+    ]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _is_loaded(name: str) -> bool:
+    # Checkpoints in one file may bring their training's moving average along.
+    return not name.startswith("model_ema.")
+
+
+def hashes(model: Model) -> dict[str, str]:
+    """Return the names of the weight files that decide pixels, with their SHA-256."""
+    return {name: sha256_of(file) for name, file in loaded_files(model).items()}

@@ -1,0 +1,57 @@
+"""Names of models: which are paths, which are the hub's, and which are neither."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sdcli.errors import BadInput, InputMissing, ModelUnavailable, nearest
+from sdcli.models.known import ALIASES
+from sdcli.models.spec import Weights
+from sdcli.models.weights import PICKLES
+
+
+def locate(name: str, what: str, hint: str) -> Weights:
+    """Return what a name means: a file or folder that is there, or a hub id."""
+    path = _path(name)
+    if path is not None:
+        if path.suffix.lower() in PICKLES:
+            raise BadInput(
+                f"{name} is a pickle, which can run code when it is read",
+                "use a .safetensors file or a folder in diffusers' layout",
+            )
+        if not path.exists():
+            raise InputMissing(f"there is no {what} at {name}", hint)
+        return Weights(name=name, path=path)
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1:
+        raise ModelUnavailable(f"there is no {what} called {name}{nearest(name, ALIASES)}", hint)
+    return Weights(name=name, repo=repo, revision=revision or None)
+
+
+def _path(name: str) -> Path | None:
+    """Return a name as a path, None where it is a hub id or an alias."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        path = Path(name)
+    looks = (
+        name.startswith((".", "/", "~"))
+        or path.suffix.lower() in (".safetensors", ".gguf", *PICKLES)
+        or name.partition("@")[0].count("/") > 1
+    )
+    return path if looks or (name and (path.is_dir() or ("/" in name and path.exists()))) else None
+
+
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{6,64}")
+
+
+def hub_name(repo: str, commit: str | None) -> str | None:
+    """Return the name of a hub's model at a commit, None for what is no such name or would be taken for a path here.
+
+    For names out of pictures, which are not to lead to files.
+    """
+    name = f"{repo}@{commit}" if commit is not None else repo
+    fits = _REPO.fullmatch(repo) and (commit is None or _COMMIT.fullmatch(commit)) and ".." not in repo
+    return name if fits and _path(name) is None and _path(repo) is None else None

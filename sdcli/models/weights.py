@@ -1,0 +1,136 @@
+"""Weight files: their names and variants, their headers, their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sdcli.errors import BadInput
+from sdcli.models.spec import Incomplete
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+T = TypeVar("T")
+
+
+def read_json(file: Path, type: type[T]) -> T:
+    """Return a JSON file as `type`; Incomplete where it is not there, BadInput where it is not that."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=type)
+    except FileNotFoundError:
+        raise Incomplete(f"{file} is missing", "a model's folder has the layout that diffusers saves") from None
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror}", "check its permissions") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file} is no configuration: {error}".replace("`", ""), "fetch the model again") from error
+
+
+_NAME = re.compile(
+    r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-(?P<old>\d{5}))?(?:\.(?P<variant>\w+))?(?:-\d{5}-of-(?P<of>\d{5}))?\.safetensors"
+)
+
+
+def by_variant(names: Iterable[str]) -> dict[str | None, list[str]]:
+    """Return the weight files among a component's, by their variant; those in pieces only with all their pieces."""
+    found: dict[str | None, list[str]] = {}
+    pieces: dict[str | None, int] = {}
+    for name in sorted(names):
+        if match := _NAME.fullmatch(name.rpartition("/")[2]):
+            variant = match["variant"]
+            found.setdefault(variant, []).append(name)
+            pieces[variant] = int(match["old"] or match["of"] or 1)
+    return {v: names for v, names in found.items() if len(names) == pieces[v]}
+
+
+def common_variant(components: Mapping[str, Iterable[str]], prefer: str | None, where: str) -> str | None:
+    """Return the variant that all components have: the preferred one, the plain one, or else the first."""
+    kinds = []
+    for part, names in components.items():
+        names = list(names)
+        kinds.append(set(by_variant(names)))
+        if not kinds[-1]:
+            place = f"{where}/{part}".rstrip("/")
+            if any(n.endswith(PICKLES) for n in names):
+                raise Incomplete(
+                    f"{place} has its weights as pickles only, which can run code when they are read",
+                    "use a model that has .safetensors files",
+                )
+            raise Incomplete(f"{place} has no .safetensors file with weights", "fetch the model again")
+    common = set.intersection(*kinds)
+    if not common:
+        # diffusers would mix them, in silence.
+        raise Incomplete(f"{where} has no precision that all its components have", "fetch the model again")
+    return prefer if prefer in common else None if None in common else sorted(filter(None, common))[0]
+
+
+def files_in(folder: Path) -> list[str]:
+    return [f.name for f in folder.iterdir()] if folder.is_dir() else []
+
+
+def check_weights(folder: Path, parts: Sequence[str]) -> str | None:
+    """Return the variant to load of a folder's components (None: plain); refuse pickles and what is cut off."""
+    names = {part: files_in(folder / part) for part in parts}
+    variant = common_variant(names, None, str(folder))
+    for part in parts:
+        for name in by_variant(names[part])[variant]:
+            read_header(folder / part / name)
+    return variant
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return the header of a safetensors file (format: huggingface.co/docs/safetensors); BadInput where it is cut."""
+    hint = "fetch the file again"
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            if start == b"version ":
+                raise BadInput(f"{file} is a Git LFS pointer, not the weights", "run `git lfs pull`")
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > min(size, 100_000_000):
+                raise BadInput(f"{file} is no safetensors file, or was cut off", hint)
+            header = msgspec.json.decode(stream.read(length), type=dict[str, dict[str, Any]])
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        whole = 8 + length + int(end)
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror}", hint) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadInput(f"{file} is no safetensors file", hint) from error
+    if whole != size:
+        raise BadInput(f"{file} is truncated: {whole:,} bytes are declared, {size:,} are there", hint)
+    return header
+
+
+def shapes_of(file: Path) -> dict[str, list[int]]:
+    return {name: entry.get("shape", []) for name, entry in read_header(file).items() if name != "__metadata__"}
+
+
+def channels_of(shapes: Mapping[str, Sequence[int]], key: str) -> int | None:
+    """Return how many channels a layer's weight (out, in, ...) takes in."""
+    shape = shapes.get(key, ())
+    return shape[1] if len(shape) > 1 else None
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file in hex; where it lies in the hub's cache, its blob's name is that already."""
+    about = file.stat()
+    return _sha256_of(file.absolute(), about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256_of(file: Path, size: int, changed: int) -> str:
+    # The link itself, not where it ends: a blob may be a link on to a store where other hashes are the names.
+    target = Path(os.readlink(file)) if file.is_symlink() else file
+    if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
+        return target.name
+    with file.open("rb") as stream:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
