@@ -79,10 +79,19 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, str]
 
 
-def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", parameters: int = 0) -> Decision:
+def decide(
+    plan: DevicePlan,
+    probe: Probe,
+    *,
+    family_dtype: str = "fp16",
+    parameters: int = 0,
+    slices: bool = True,
+    tiles: bool = True,
+) -> Decision:
     """Return what `plan` means on the probed machine, for a model of that many parameters.
 
-    Raises UsageError for a device that is not there, and for a combination that can't work.
+    `slices` and `tiles`: attention can be sliced, and the autoencoder can decode in tiles. Raises UsageError for a device
+    that is not there, and for a combination that can't work.
     """
     reasons: dict[str, str] = {}
     there = {a.device: a for a in probe.accelerators}
@@ -119,8 +128,12 @@ def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", parame
     # What is offloaded does not lie there while attention is computed, or hardly.
     weight_bytes = parameters * (4 if dtype == "fp32" else 2) if plan.offload == "none" else 0
     slicing = plan.attention_slicing
+    if not slices and slicing not in ("auto", "off"):
+        raise UsageError("this family's attention can't be sliced", "leave --attention-slicing out")
     if slicing != "auto":
         reasons["attention_slicing"] = "asked for"
+    elif not slices:
+        slicing, reasons["attention_slicing"] = "off", "this family's attention can't be sliced"
     elif gpu is None:
         slicing, reasons["attention_slicing"] = "off", "on a CPU it saves nothing that matters"
     elif not gpu.efficient_attention:
@@ -130,6 +143,8 @@ def decide(plan: DevicePlan, probe: Probe, *, family_dtype: str = "fp16", parame
         slicing, reasons["attention_slicing"] = "on", f"{free:.1f} GiB are free after the weights, under 4"
     else:
         slicing, reasons["attention_slicing"] = "off", "PyTorch's scaled-dot-product attention does better"
+    if plan.vae_tiling and not tiles:
+        raise UsageError("this family's autoencoder can't decode in tiles", "leave --vae-tiling out")
     reasons["vae_tiling"] = "asked for" if plan.vae_tiling else "not asked for"
     return Decision(
         device=device, dtype=dtype, attention_slicing=slicing, vae_tiling=plan.vae_tiling, offload=plan.offload,

@@ -55,6 +55,9 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             "--clip-skip", panel=WHAT, ge=0, le=64,
         ),
     ] = 0  # fmt: skip
+    true_cfg_scale: Annotated[
+        float, meta("Guidance by a second pass, for models with guidance built in (Flux); 1: none.", ge=1, le=1000)
+    ] = 1.0
     eta: Annotated[
         Share | None,
         meta("The share of noise added again in each step, where the scheduler can; none is its authors'."),

@@ -58,15 +58,36 @@ def sdcli(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch
     return run
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which nothing is."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def nobodys_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide what whoever runs the tests has set: no test, and no process of one, finds settings that it did not make."""
+    for variable in [v for v in os.environ if v.startswith("SDCLI_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "nothing"))
+
+
+@pytest.fixture
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's configuration folder, for tests that put something in it; it is not made yet."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "sdcli"
+
+
 @pytest.fixture(autouse=True)
 def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide accelerators from all tests but those marked `gpu`: the others are about what a CPU does."""
     if "gpu" in request.keywords:
         return
-    from sdcli import pipeline
-    from sdcli.device import Probe
+    from sdcli.pipeline import machine
 
-    monkeypatch.setattr(pipeline, "probe", lambda device="auto": Probe(cpu_bf16=pipeline.cpu_has_bf16()))
+    monkeypatch.setattr(machine, "accelerators", lambda device: ())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
@@ -108,3 +129,23 @@ def pixels(path: Path | str) -> Any:
 
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.fixture
+def table(record_property: Callable[[str, object], None]) -> Callable[[str, dict[str, str]], None]:
+    """Add a row to a table that stands at the end of the tests' output."""
+    return lambda name, row: record_property(f"table: {name}", row)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    tables: dict[str, list[dict[str, str]]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, row in report.user_properties:
+            if name.startswith("table: ") and isinstance(row, dict):
+                tables.setdefault(name.removeprefix("table: "), []).append(row)
+    for name, rows in tables.items():
+        terminalreporter.section(name)
+        rows.sort(key=lambda row: list(row.values()))
+        widths = {k: max(len(k), *(len(str(row[k])) for row in rows)) for k in rows[0]}
+        for row in [{k: k for k in widths}, *rows]:
+            terminalreporter.write_line("  ".join(str(row[k]).ljust(w) for k, w in widths.items()).rstrip())

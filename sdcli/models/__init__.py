@@ -5,12 +5,15 @@ from sdcli.models.families import FAMILIES as FAMILIES
 from sdcli.models.families import Family as Family
 from sdcli.models.finding import demo_folder as demo_folder
 from sdcli.models.finding import find as find
+from sdcli.models.folders import LEFT_OUT as LEFT_OUT
+from sdcli.models.folders import parts_of as parts_of
 from sdcli.models.hub import PATIENCE as PATIENCE
 from sdcli.models.hub import fetch as fetch
 from sdcli.models.hub import wanted_files as wanted_files
 from sdcli.models.known import ALIASES as ALIASES
 from sdcli.models.known import DEFAULT as DEFAULT
 from sdcli.models.known import KnownModel as KnownModel
+from sdcli.models.loading import check as check
 from sdcli.models.loading import check_clip_skip as check_clip_skip
 from sdcli.models.loading import check_size as check_size
 from sdcli.models.loading import count_parameters as count_parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 from sdcli.errors import BadInput
 from sdcli.models.cache import cached
 from sdcli.models.families import FAMILIES
-from sdcli.models.folders import UnetConfig, facts_of, no_checker
+from sdcli.models.folders import Denoiser, no_checker, of_index, with_facts
 from sdcli.models.known import DEFAULT
 from sdcli.models.spec import Incomplete, Model
 from sdcli.models.weights import channels_of, read_json, shapes_of
@@ -39,8 +39,8 @@ def of_file(model: Model, checker: bool) -> Model:
     if checker:
         raise no_checker(model)
     config = _config_of_file(file, shapes)
-    facts = facts_of(config) if config else {}
-    return replace(model, family=FAMILIES["StableDiffusionPipeline"], config=config, **facts)
+    model = replace(model, family=FAMILIES["StableDiffusionPipeline"], config=config)
+    return with_facts(of_index(model, config, checker), config) if config else model
 
 
 def _config_of_file(file: Path, shapes: Mapping[str, Sequence[int]]) -> Path | None:
@@ -63,11 +63,13 @@ def _config_of_file(file: Path, shapes: Mapping[str, Sequence[int]]) -> Path | N
         )
     folder_in_cache = cached(DEFAULT, None, "model_index.json")
     try:
-        return folder_in_cache if folder_in_cache and facts_of(folder_in_cache) else None
+        if folder_in_cache is not None:
+            with_facts(of_index(Model(name=DEFAULT), folder_in_cache, checker=False), folder_in_cache)
+        return folder_in_cache
     except Incomplete:
         return None
 
 
 def _text_width(configs: Path) -> int | None:
-    dim = read_json(configs / "unet" / "config.json", UnetConfig).cross_attention_dim
+    dim = read_json(configs / "unet" / "config.json", Denoiser).cross_attention_dim
     return dim if isinstance(dim, int) else next(iter(dim or ()), None)

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from sdcli.errors import BadInput, UsageError
-from sdcli.models.families import FAMILIES
+from sdcli.errors import BadInput, UsageError, nearest
+from sdcli.models.families import FAMILIES, Family
 from sdcli.models.spec import Incomplete, Model
 from sdcli.models.weights import check_weights, read_json
 
+# Components that drawing from text does without.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
+_NO_WEIGHTS = re.compile(r"Tokenizer|(Scheduler|Processor(Fast)?|FeatureExtractor)$")
+_TOKENIZERS = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("tokenizer.model",),
+    ("vocab.txt",),
+)
 
-class UnetConfig(msgspec.Struct):
-    """What is asked of unet/config.json; diffusers' own defaults."""
+
+class Denoiser(msgspec.Struct):
+    """What is asked of the configuration of the network that predicts noise; diffusers' own defaults."""
 
     in_channels: int = 4
     sample_size: int | tuple[int, int] | None = None
     cross_attention_dim: int | tuple[int, ...] | None = 1280
+    guidance_embeds: bool = True
 
 
 class VaeConfig(msgspec.Struct):
-    """What is asked of vae/config.json."""
+    """What is asked of an autoencoder's configuration. Each class says in its own words how often it halves the sides."""
 
     class_name: str | None = msgspec.field(default=None, name="_class_name")
     block_out_channels: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=8)] = (64,)
+    encoder_block_out_channels: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=8)] | None = None
+    temperal_downsample: Annotated[tuple[bool, ...], msgspec.Meta(max_length=8)] | None = None
     latent_channels: int = 4
 
     @property
     def factor(self) -> int:
-        return 1 << (len(self.block_out_channels) - 1)
-
-    @property
-    def multiple(self) -> int:
-        return max(8, self.factor)  # diffusers wants multiples of 8 of any autoencoder
+        if self.temperal_downsample is not None:
+            return int(2 ** len(self.temperal_downsample))
+        return 1 << (len(self.encoder_block_out_channels or self.block_out_channels) - 1)
 
 
 class _TextEncoder(msgspec.Struct):
@@ -54,65 +69,104 @@ def of_folder(model: Model, checker: bool) -> Model:
             f"{folder} is no model: it has no model_index.json",
             "name a folder in diffusers' layout or a .safetensors file",
         )
-    index = read_json(folder / "model_index.json", dict[str, Any])
-    family = FAMILIES.get(str(index.get("_class_name")))
-    if family is None:
-        raise BadInput(
-            f"{folder} is a {index.get('_class_name')}, which sdcli can't draw with",
-            f"models of {', '.join(FAMILIES)} work",
-        )
-    _check_components(folder, index)
-    has_checker = _library(index.get("safety_checker")) is not None
-    if checker and not has_checker:
-        raise no_checker(model)
+    model = of_index(model, folder, checker)
     if checker:
         read_json(folder / "feature_extractor" / "preprocessor_config.json", dict[str, Any])
-    facts = facts_of(folder)
-    variant = check_weights(folder, parts_of(model, checker))
-    return replace(model, family=family, variant=variant, **facts)
+    model = with_facts(model, folder)
+    return replace(model, variant=check_weights(folder, parts_of(model, checker)))
+
+
+def of_index(model: Model, folder: Path, checker: bool) -> Model:
+    """Fill in what model_index.json says: the family and the components; refuse what sdcli can't draw with."""
+    index = read_json(folder / "model_index.json", dict[str, Any])
+    class_name = str(index.get("_class_name"))
+    family = FAMILIES.get(class_name)
+    if family is None:
+        raise BadInput(
+            f"{folder} is a {class_name}, which sdcli can't draw with{nearest(class_name, FAMILIES)}",
+            f"models of {', '.join(FAMILIES)} work",
+        )
+    found = {
+        name: (str(part[0]), str(part[1]))
+        for name, part in index.items()
+        if not name.startswith("_") and isinstance(part, list) and len(part) == 2 and part[0] is not None
+    }
+    _check_components(folder, found)
+    if checker and ("safety_checker" not in found or class_name != "StableDiffusionPipeline"):
+        raise no_checker(model)
+    # FLUX.1-schnell and FLUX.2-klein say in different places that guidance was distilled away.
+    guided = index.get("is_distilled") is not True
+    return replace(model, family=family, components=found, guided=guided)
 
 
 def no_checker(model: Model) -> UsageError:
-    return UsageError(f"{model.name} has no safety checker", "leave --safety-checker out")
+    return UsageError(f"{model.name} has no safety checker that sdcli could ask", "leave --safety-checker out")
 
 
 def parts_of(model: Model, checker: bool) -> tuple[str, ...]:
     """Return the components whose weights are loaded."""
-    return ("text_encoder", "unet", *(["vae"] if model.vae is None else []), *(["safety_checker"] if checker else []))
+    left_out = {n for n in LEFT_OUT if not (checker and n == "safety_checker")}
+    if model.vae is not None:
+        left_out.add("vae")
+    return tuple(n for n, (_, kind) in model.components.items() if n not in left_out and not _NO_WEIGHTS.search(kind))
 
 
-def _library(component: Any) -> str | None:
-    return str(component[0]) if isinstance(component, list) and component and component[0] is not None else None
+def texts_of(model: Model, checker: bool) -> tuple[str, ...]:
+    """Return the components whose configurations and vocabularies are loaded."""
+    left_out = set(LEFT_OUT) - ({"safety_checker", "feature_extractor"} if checker else set())
+    return tuple(n for n in model.components if n not in left_out)
 
 
-def _check_components(folder: Path, index: Mapping[str, Any]) -> None:
+def _check_components(folder: Path, components: Mapping[str, tuple[str, str]]) -> None:
     """Refuse a component that is not one of the libraries' own: its code would come from the model's folder."""
-    for name, component in index.items():
-        library = _library(component) if not name.startswith("_") else None
-        if library not in (None, "diffusers", "transformers", "stable_diffusion"):
+    for name, (library, _) in components.items():
+        if library not in ("diffusers", "transformers") and library not in _pipelines():
             raise BadInput(
                 f"{folder} brings code of its own for its {name} ({library}), which is never run", "use another model"
             )
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
-    """Return what the configurations in a folder say of pictures; Incomplete where one that loading needs is not there."""
-    unet, vae = (
-        read_json(folder / "unet" / "config.json", UnetConfig),
-        read_json(folder / "vae" / "config.json", VaeConfig),
+@cache
+def _pipelines() -> frozenset[str]:
+    """Return the names of diffusers' folders of pipelines, some of which have components of their own."""
+    spec = find_spec("diffusers")
+    places = (spec.submodule_search_locations if spec is not None else None) or []
+    return frozenset(d.name for place in places for d in (Path(place) / "pipelines").iterdir() if d.is_dir())
+
+
+def with_facts(model: Model, folder: Path) -> Model:
+    """Fill in what the configurations in a folder say of pictures; Incomplete where one that loading needs is not there."""
+    family = model.family
+    assert family is not None
+    for name, (_, kind) in model.components.items():
+        if name in texts_of(model, checker=False) and "Tokenizer" in kind:
+            _check_tokenizer(folder, name)
+    denoiser = read_json(folder / family.denoiser / "config.json", Denoiser)
+    vae = read_json(folder / family.autoencoder / "config.json", VaeConfig)
+    layers = None
+    if "clip_skip" not in family.lacks:
+        layers = read_json(folder / "text_encoder" / "config.json", _TextEncoder).num_hidden_layers
+    sample = denoiser.sample_size or family.sample
+    height, width = sample if isinstance(sample, tuple) else (sample, sample)
+    guided = model.guided and (denoiser.guidance_embeds or family.guidance != "built-in")
+    return replace(
+        model,
+        size=(family.side, family.side) if family.side else (width * vae.factor, height * vae.factor),
+        multiple=multiple_of(family, vae),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json", dict[str, Any]),
+        encoder_layers=layers,
+        guided=guided,
     )
-    encoder = read_json(folder / "text_encoder" / "config.json", _TextEncoder)
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", dict[str, Any])
-    tokenizer = folder / "tokenizer"
+
+
+def multiple_of(family: Family, vae: VaeConfig) -> int:
+    """Return what a picture's sides are multiples of; diffusers wants multiples of 8 of any autoencoder."""
+    return max(family.multiple, vae.factor * family.patch)
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    tokenizer = folder / name
     if (tokenizer / "tokenizer.json").exists():
         read_json(tokenizer / "tokenizer.json", dict[str, msgspec.Raw])
-    elif not all((tokenizer / f).exists() for f in ("vocab.json", "merges.txt")):
-        raise Incomplete(f"{folder} has no tokenizer", "a model's folder has the layout that diffusers saves")
-    sample = unet.sample_size or 64
-    height, width = sample if isinstance(sample, tuple) else (sample, sample)
-    return {
-        "size": (width * vae.factor, height * vae.factor),
-        "multiple": vae.multiple,
-        "scheduler": scheduler,
-        "encoder_layers": encoder.num_hidden_layers,
-    }
+    elif not any(all((tokenizer / file).exists() for file in files) for files in _TOKENIZERS):
+        raise Incomplete(f"{folder} has no {name}", "a model's folder has the layout that diffusers saves")

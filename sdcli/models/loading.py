@@ -9,6 +9,7 @@ from sdcli.errors import UsageError
 from sdcli.models.folders import parts_of
 from sdcli.models.spec import Model
 from sdcli.models.weights import by_variant, files_in, sha256_of, shapes_of
+from sdcli.request import GenerationRequest
 
 
 def loaded_files(model: Model) -> dict[str, Path]:
@@ -26,6 +27,36 @@ def loaded_files(model: Model) -> dict[str, Path]:
         names = [""] if vae.single_file else by_variant(files_in(vae.path))[vae.variant]
         found |= {f"--vae/{name or vae.path.name}": vae.path / name for name in names}
     return found
+
+
+def check(request: GenerationRequest, model: Model) -> None:
+    """Refuse what the model can't draw, or would not heed; what its configuration says is known only when it is here."""
+    check_size(model, request.width, request.height)
+    family = model.family
+    if family is None:
+        return
+    for field, reason in family.lacks.items():
+        if getattr(request, field) != _DEFAULTS[field]:
+            raise UsageError(f"{model.name} ({family.name}) can't use {field}: {reason}", f"leave {field} out")
+    if request.scheduler and family.own_scheduler is not None:
+        raise UsageError(
+            f"{model.name} ({family.name}) can't use another scheduler: {family.own_scheduler}", "leave --scheduler out"
+        )
+    if family.guidance == "built-in" and "negative_prompt" not in family.lacks:
+        if request.negative_prompt and request.true_cfg_scale <= 1:
+            raise UsageError(
+                f"{model.name} ({family.name}) can't use a negative prompt as it is: its guidance is built in",
+                "--set true_cfg_scale=2 or so makes a second pass, which reads it, and takes twice the time",
+            )
+    if not model.guided and request.guidance_scale > 1:
+        raise UsageError(
+            f"{model.name} ({family.name}) can't use guidance: it was distilled to be drawn without",
+            "leave --guidance-scale out",
+        )
+    check_clip_skip(model, request.clip_skip)
+
+
+_DEFAULTS = {f: getattr(GenerationRequest(prompt=""), f) for f in GenerationRequest.__struct_fields__}
 
 
 def check_size(model: Model, width: int | None, height: int | None) -> None:

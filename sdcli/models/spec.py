@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,11 +60,17 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Weights):
-    """A named model. `size` is the width and height in pixels that it was trained for, None where its configuration is
-    not here yet; `multiple` is what both are multiples of; `scheduler` is the configuration of its own scheduler,
-    `encoder_layers` its text encoder's depth; `vae` is the autoencoder that takes the place of its own."""
+    """A named model.
+
+    `components` are its parts that are not null: library and class, by name. `size` is the width and height in pixels that it
+    was trained for, None where its configuration is not here yet; `multiple` is what both are multiples of; `scheduler` is
+    the configuration of its own scheduler, `encoder_layers` its text encoder's depth; `guided` is False for one that guidance
+    has no effect on; `vae` is the autoencoder that takes the place of its own.
+    """
 
     family: Family | None = None
+    components: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    guided: bool = True
     defaults: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     multiple: int = 8
@@ -92,4 +99,7 @@ class Incomplete(BadInput):
 
 
 def with_defaults(model: Model) -> Model:
-    return replace(model, defaults=(model.family.defaults if model.family else {}) | model.defaults)
+    family = dict(model.family.defaults) if model.family else {}
+    if not model.guided:
+        family["guidance_scale"] = 0.0
+    return replace(model, defaults=family | model.defaults)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sdcli.errors import BadInput
 from sdcli.models.cache import cached
-from sdcli.models.folders import UnetConfig, VaeConfig
+from sdcli.models.folders import VaeConfig, multiple_of
 from sdcli.models.naming import locate
 from sdcli.models.spec import Incomplete, Model, Weights
 from sdcli.models.weights import channels_of, check_weights, read_json, shapes_of
@@ -62,7 +62,14 @@ def fitted(model: Model) -> Model:
     path = vae.path if vae is not None else None
     if vae is None or path is None or configs is None:
         return model
-    drawn, decoded = read_json(configs / "unet" / "config.json", UnetConfig).in_channels, _vae_channels(vae)
+    family, own = model.family, model.components.get("vae", ("", ""))[1]
+    assert family is not None
+    if own != "AutoencoderKL":
+        raise BadInput(
+            f"{model.name} ({family.name}) has no AutoencoderKL that another could stand for", "leave --vae out"
+        )
+    config = read_json(configs / "vae" / "config.json", VaeConfig)
+    drawn, decoded = config.latent_channels, _vae_channels(vae)
     if drawn != decoded:
         raise BadInput(
             f"{vae.name} decodes latents of {decoded} channels, and {model.name} draws {drawn}",
@@ -71,4 +78,5 @@ def fitted(model: Model) -> Model:
     if vae.single_file and vae.config is None:
         # Families share one shape of autoencoder.
         vae = replace(vae, config=configs / "vae")
-    return replace(model, vae=vae, multiple=read_json((vae.config or path) / "config.json", VaeConfig).multiple)
+    config = read_json((vae.config or path) / "config.json", VaeConfig)
+    return replace(model, vae=vae, multiple=multiple_of(family, config))

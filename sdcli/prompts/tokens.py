@@ -7,14 +7,15 @@ from typing import Any
 from sdcli.record import TokenRecord
 
 
-def count(prompt: str, tokenizer: Any) -> TokenRecord:
+def count(prompt: str, tokenizer: Any, most: int | None = None) -> TokenRecord:
     """Return how many of a prompt's tokens fit, and the text of those that do not.
 
-    A CLIP tokenizer of limit 77 reads 75 tokens between its marks of start and end.
+    `most` is the limit, marks of start and end included, where it is not the tokenizer's own: a CLIP tokenizer of limit
+    77 reads 75 tokens between its marks.
     """
     # Far past the limit no more than the fact matters, and tokenizers warn of what is counted here.
     encoded = tokenizer(prompt, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False)
-    limit = tokenizer.model_max_length - 2
+    limit = (most or tokenizer.model_max_length) - tokenizer.num_special_tokens_to_add()
     offsets = encoded["offset_mapping"]
     if len(offsets) <= limit:
         return TokenRecord(used=len(offsets), chunks=1)
