@@ -26,7 +26,9 @@ from sdcli.record import Record
 
 COMES_OUT = "What comes out"
 
-DEFAULT = "{prompt:40}-{seed}.{format}"
+# What default names begin with, where prompts are no secret.
+PROMPT = "{prompt:40}-"
+DEFAULT = PROMPT + "{seed}.{format}"
 
 FIELDS = (
     "date", "time", "prompt", "seed", "id", "model", "scheduler", "steps", "width", "height", "index", "line", "name",
@@ -123,11 +125,14 @@ def resolve(
     """Return where the pictures go, or refuse. Nothing is created: folders are made with the first picture in them.
 
     A template ends in `.{format}` or a picture's ending, or in `/` or nothing more than a folder, which then hold
-    `default`'s name. Folders that are missing are made, those of an exact path too. An exact path that is a folder is
-    refused unless it is written with `/`; a symbolic link there is replaced and what it points to stays.
+    `default`'s name, without the prompt unless the pictures' metadata has it. Folders that are missing are made, those of
+    an exact path too. An exact path that is a folder is refused unless it is written with `/`; a symbolic link there is
+    replaced and what it points to stays.
     Raises UsageError, and CannotCreateOutput where the output's folder cannot be written; with `sign` also InputMissing and
     BadInput, where its files cannot sign.
     """
+    if plan.metadata != "full":
+        default = default.replace(PROMPT, "")
     output = default if plan.output is None else plan.output
     if "\0" in output:
         raise UsageError("the output has a NUL character in it", "leave it out")

@@ -20,7 +20,7 @@ from PIL import Image, features
 
 from sdcli import metadata
 from sdcli.errors import BadInput, InputMissing, UsageError
-from sdcli.metadata import exif, xmp
+from sdcli.metadata import carried, exif, inspecting, xmp
 from sdcli.metadata.bounds import MOST_PARTS
 from sdcli.metadata.coding import digest
 from sdcli.metadata.infotext import infotext
@@ -212,9 +212,49 @@ def test_long_prompts_come_back_exactly(tmp_path: Path, format: str) -> None:
         assert ("UserComment" in texts(encoded.data)) == (format != "png" and not too_long)
         assert [("A1111" in w, "too long" in w) for w in encoded.warnings] == [(True, True)] * too_long
         assert ("ExtendedXMP" in texts(encoded.data)) == (format == "jpg")
-    with pytest.raises(BadInput, match="million characters"):
+    with pytest.raises(BadInput, match="too long"):
         metadata.encoded(PICTURE, record("x" * 3_000_000), format, "full")
     assert metadata.encoded(PICTURE, record("x" * 3_000_000), format, "minimal").data
+
+
+def longest(sign: str) -> tuple[int, int]:
+    """Return a length of a prompt of a sign that is written, and one a little longer that is not."""
+    short, long = 1, 3_000_000
+    while long - short > 100:
+        middle = (short + long) // 2
+        try:
+            carried.carried(record(sign * middle), "full")
+            short = middle
+        except BadInput:
+            long = middle
+    return short, long
+
+
+@pytest.mark.parametrize("sign", ["x", "星", "😀", '"', "&\x7f", "\n"], ids=ascii)
+def test_what_is_written_can_be_read(tmp_path: Path, sign: str) -> None:
+    """However long: where a prompt is accepted each container is read again, and a little more is refused."""
+    most, too_much = longest(sign)
+    assert most > 100_000
+    # How it was encoded stands in the record as well.
+    made = record(sign * (most - 500))
+    for format in FORMATS:
+        path = tmp_path / f"x.{format}"
+        path.write_bytes(metadata.encoded(PICTURE, made, format, "full").data)
+        found = inspecting.inspect(path)
+        assert found.record is not None and found.record.request == made.request, format
+        with pytest.raises(BadInput, match="too long") as caught:
+            metadata.encoded(PICTURE, record(sign * too_much), format, "full")
+        assert caught.value.hint and "--metadata minimal" in caught.value.hint
+
+
+def test_too_long_a_prompt_is_refused_before_anything_is_drawn(process: Sdcli, tmp_path: Path) -> None:
+    text = ("星" * 1_200_000).encode()
+    for ending in ("webp", "jpg"):
+        done = process("generate", "-", "-m", "demo", "-o", f"x.{ending}", "--json", stdin=text)
+        assert done.code == 65 and "too long" in done.stderr and "loading" not in done.stderr, done.stderr[-500:]
+        (event,) = done.events
+        assert (event["event"], event["exit"]) == ("error", 65) and len(event["message"]) < 200
+    assert not list(tmp_path.iterdir())
 
 
 def test_extended_xmp_is_read_in_any_order_and_whole_or_not_at_all() -> None:

@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -148,12 +149,36 @@ def test_metadata_minimal(sdcli: Sdcli, tmp_path: Path) -> None:
     assert event["unmapped"] == {"CreatorTool": "sdcli 0.1.0", "id": RECORD.id}
 
 
+def test_a_tag_of_any_name_is_no_sheet(sdcli: Sdcli, tmp_path: Path) -> None:
+    record = msgspec.structs.replace(RECORD, tags={"kind": "grid", "commas": "," * 400_000})
+    (tmp_path / "x.png").write_bytes(metadata.encoded(PICTURE, record, "png", "full").data)
+    (event,) = sdcli("inspect", "--json", "x.png").events
+    assert event["request"]["prompt"] == PROMPT
+
+
 def test_a_grids_sheet(sdcli: Sdcli, tmp_path: Path) -> None:
     sheet = {"schema": 1, "kind": "grid", "prompt": "a cat", "axes": [], "cells": [{"path": "a.png"}], "versions": {}}
     (tmp_path / "x.png").write_bytes(png({"sdcli": json.dumps(sheet)}))
     (event,) = sdcli("inspect", "--json", "x.png").events
     assert event["format"] == "sdcli" and event["unmapped"] == sheet and not any(event["request"].values())
-    assert sdcli("inspect", "--check", "x.png").code == 1
+    done = sdcli("inspect", "--check", "x.png")
+    assert done.code == 1 and done.lines[0] == "x.png: sdcli, the sheet of a grid"
+    assert done.lines[-1].split(maxsplit=1)[1].startswith("not checked: a sheet"), "it is told as what it is"
+
+
+def test_a_grids_sheet_among_pictures(sdcli: Sdcli, tmp_path: Path) -> None:
+    """It is drawn from no record, so that there is nothing to check it against."""
+    sheet = png({"sdcli": json.dumps({"schema": 1, "kind": "grid", "cells": []})})
+    for name in ("all/sheet.png", "only/sheet.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(sheet)
+    write(tmp_path / "all" / "x.png")
+    done = sdcli("inspect", "--check", "all", "--json")
+    assert done.code == 0 and [e["path"] for e in done.events] == ["all/x.png"]
+    assert "all/sheet.png" in done.stderr and "sheet of a grid" in done.stderr
+    done = sdcli("inspect", "--check", "only", "--json")
+    assert done.code == 65 and done.events[0]["path"] == "only" and "nothing to check" in done.stderr
+    assert sdcli("inspect", "all").code == 0 and len(sdcli("inspect", "all", "--json").events) == 2
 
 
 # The check
@@ -210,11 +235,37 @@ def test_nothing_to_check_against(sdcli: Sdcli, tmp_path: Path) -> None:
 def test_pixels_that_cannot_be_decoded(sdcli: Sdcli, tmp_path: Path) -> None:
     path = write(tmp_path / "x.png")
     data = path.read_bytes()
-    at = data.index(b"IDAT") + 4
-    path.write_bytes(data[:at] + bytes(20) + data[at + 20 :])
+    at = data.index(b"IDAT")
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    path.write_bytes(data[: at - 4] + chunk(b"IDAT", bytes(20) + data[at + 24 : end]) + data[end + 4 :])
     assert sdcli("inspect", "x.png").code == 0
     done = sdcli("inspect", "--check", "x.png")
     assert done.code == 65 and "decoded" in done.stderr
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"IEND", b"tEXt", b"iTXt", b"tIME"])
+@pytest.mark.parametrize("option", ["--json", "--check"])
+def test_a_wrong_sum_is_refused_wherever_it_is(sdcli: Sdcli, tmp_path: Path, kind: bytes, option: str) -> None:
+    data = metadata.encoded(PICTURE, RECORD, "png", "full").data
+    data = data[:33] + chunk(b"tIME", bytes(7)) + chunk(b"tEXt", b"a\0b") + data[33:]
+    (tmp_path / "good.png").write_bytes(data)
+    assert sdcli("inspect", option, "good.png").code == 0
+    (tmp_path / "x.png").write_bytes(wrong_sum(data, kind))
+    done = sdcli("inspect", option, "x.png")
+    assert done.code == 65 and f"the chunk {kind.decode()} has a wrong sum" in done.stderr
+
+
+def test_a_file_of_many_gigabytes_is_not_read_through(tmp_path: Path) -> None:
+    """Sums are made of so much; whoever wants the pixels checked is refused anyway."""
+    path = tmp_path / "x.png"
+    length = 2**31 - 1
+    path.write_bytes(header(60_000, 60_000) + claiming(60_000, 60_000) + struct.pack(">I4s", length, b"IDAT"))
+    os.truncate(path, path.stat().st_size + length + 4)
+    with path.open("ab") as file:
+        file.write(END)
+    assert inspecting.inspect(path).format == "sdcli"
+    with pytest.raises(BadInput, match="too large"):
+        inspecting.inspect(path, check=True)
 
 
 # Exit codes, several pictures
@@ -240,6 +291,17 @@ def test_no_record(sdcli: Sdcli, tmp_path: Path) -> None:
         ("x.png", corpus.png({"a": "b"})[:-20], 65),
         ("x.png", png({"sdcli": '{"schema": 99}'}), 65),
         ("x.png", png({"sdcli": "no JSON", "parameters": corpus.PLAIN}), 65),
+        ("x.png", png({"sdcli": '{"kind": "grid", ', "parameters": corpus.PLAIN}), 65),
+        (
+            "x.png",
+            png({"sdcli": '{"schema": 1, "kind": "grid", "cells": [' + "[" * 500, "parameters": corpus.PLAIN}),
+            65,
+        ),
+        (
+            "x.png",
+            png({"sdcli": '{"kind": "grid", "cells": [' + "1," * 400_000 + "1]}", "parameters": corpus.PLAIN}),
+            65,
+        ),
     ],
 )
 def test_a_single_failure_keeps_its_code(
@@ -302,6 +364,25 @@ def test_stdin(process: Sdcli, tmp_path: Path) -> None:
     assert event["path"] == "-" and event["request"]["prompt"] == PROMPT and event["check"]["pixels"] == "match"
     done = process("inspect", "-", "--json", stdin=data[:100])
     assert done.code == 65 and done.events[0]["path"] == "-" and done.stderr.startswith("error: -: ")
+
+
+@pytest.mark.parametrize("command", [("inspect", "-"), ("generate", "--from", "-", "-m", "demo")])
+def test_stdin_has_an_end(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    """One bound for both; what comes behind it is not read."""
+
+    class Endless:
+        given = 0
+
+        def read(self, size: int = -1) -> bytes:
+            assert size > 0, "all of it would be waited for"
+            self.given += size
+            assert self.given <= 2**23
+            return bytes(size)
+
+    monkeypatch.setattr(inspecting, "MOST_STREAM", 2**22)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Endless(), isatty=lambda: False))
+    done = sdcli(*command)
+    assert done.code == 65 and "more than 4 MiB" in done.stderr and "loading" not in done.stderr
 
 
 def test_stdin_is_read_once(sdcli: Sdcli) -> None:
@@ -374,6 +455,18 @@ def values(count: int) -> str:
     return "{" + ",".join(f'"{i:06x}":"{i:06x}"' for i in range(count)) + "}"
 
 
+def entities(head: str, entity: str, tail: str, size: int = 16 * 2**20 - 200) -> bytes:
+    """As much as a picture may have, all of it to be unescaped."""
+    return png({"XML:com.adobe.xmp": head + entity * (size // len(entity)) + tail}, itxt=True)
+
+
+def wrong_sum(data: bytes, kind: bytes) -> bytes:
+    """The same PNG with a wrong sum at the end of the first chunk of that kind."""
+    at = data.index(kind)
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    return data[:end] + bytes([data[end] ^ 1]) + data[end + 1 :]
+
+
 INFOTEXT = "\nSteps: 1, Seed: 1, Size: 8x8"
 SAVE = {"s": node("SaveImage", images=["k", 0])}
 # Each with the exit codes that are right: that of a refusal, or that of a truthful answer.
@@ -400,6 +493,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[int]]] = {
         }, itxt=True),
         {1},
     ),
+    "entities-in-a-record": (lambda: entities("<sdcli:record>", "&#34;", "</sdcli:record>"), {65}),
+    "entities-in-an-attribute": (lambda: entities(" sdcli:record='", "&quot;", "'"), {65}),
+    "fewer-entities": (lambda: entities("<sdcli:record>", "&#34;", "</sdcli:record>", size=8 * 10**6), {65}),
+    "wrong-sum-of-pixels": (lambda: wrong_sum(metadata.encoded(PICTURE, RECORD, "png", "full").data, b"IDAT"), {65}),
     "graph-of-100000-nodes": (lambda: graph({str(i): {"class_type": "C", "inputs": {}} for i in range(100_000)}), {0, 65}),
     "graph-of-many-ways": (lambda: graph({**chained(30_000), "k": sampler(), **SAVE}), {0, 65}),
     "graph-of-many-samplers": (
@@ -498,6 +595,15 @@ def test_a_jpeg_of_many_scans(sdcli: Sdcli, tmp_path: Path) -> None:
     assert done.code == 65 and "scans" in done.stderr
     (tmp_path / "x.jpg").write_bytes(data)
     assert sdcli("inspect", "--check", "x.jpg").code == 1
+
+
+def test_what_looks_like_scans_in_a_text_is_none(sdcli: Sdcli, tmp_path: Path) -> None:
+    """In UTF-16, as EXIF has it, this letter is the marker of a scan."""
+    made = msgspec.structs.replace(RECORD, request=msgspec.structs.replace(RECORD.request, prompt="\uffda" * 100))
+    (tmp_path / "x.jpg").write_bytes(metadata.encoded(PICTURE, made, "jpg", "full").data)
+    assert (tmp_path / "x.jpg").read_bytes().count(b"\xff\xda") > 100
+    done = sdcli("inspect", "--check", "x.jpg")
+    assert done.code == 0, done.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--raw",), ("--json",), ("--check", "-vv")])

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ from sdcli.record import (
     pixels_of,
 )
 from sdcli.request import GenerationRequest
+from tests.conftest import Outcome, Sdcli
 
 PICTURE = Image.linear_gradient("L").resize((24, 16)).convert("RGB")
 SHA = hashlib.sha256(b"weights").hexdigest()
@@ -385,6 +387,100 @@ def test_a_huge_picture_s_record_is_read(tmp_path: Path) -> None:
     header = b"IHDR" + struct.pack(">II", 16384, 16384) + data[24:29]
     data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
     assert read_back(data, tmp_path) == made
+
+
+# Prompts that are private, through the front door
+
+SECRETS = ("a secret star", "a secret heart", " ".join(["secret"] * 100))
+
+
+def kept(folder: Path) -> str:
+    """Return all that a folder tells: names, texts of pictures, and other files whole."""
+    told = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+    for path in filter(Path.is_file, folder.rglob("*")):
+        told.append(path.read_bytes().decode("latin-1"))
+    return "\n".join(told)
+
+
+@pytest.mark.parametrize("how", ["minimal", "none"])
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ["7.png", "7-2.png"]),
+        (["-o", "out/"], ["out/7.png", "out/7-2.png"]),
+        (["-o", "{width}/"], ["128/7.png", "128/7-2.png"]),
+        (["-o", "{prompt:3}-{seed}.png"], ["a-s-7.png", "a-s-7-2.png"]),
+    ],
+)
+def test_default_names_hold_no_private_prompt(
+    sdcli: Sdcli, tmp_path: Path, how: str, options: list[str], names: list[str]
+) -> None:
+    draw = ["--model", "demo", "--steps", "1", "--seed", "7", "--metadata", how, *options]
+    done = sdcli("generate", *SECRETS[:2], *draw)
+    assert done.code == 0 and done.lines == names, done.stderr
+    assert "secret" not in kept(tmp_path)
+    shown = sdcli("generate", SECRETS[0], *draw, "--dry-run", "--json").events[0]["path"]
+    assert shown == names[0]
+
+
+@pytest.mark.parametrize("how", ["minimal", "none"])
+def test_a_private_batch_keeps_no_prompt_and_goes_on(sdcli: Sdcli, tmp_path: Path, how: str) -> None:
+    rows = [{"prompt": SECRETS[0]}, {"prompt": SECRETS[1], "output": "own/"}, {"prompt": SECRETS[2], "format": "jpg"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "in").mkdir()
+    batch = ["batch", "rows.jsonl", "--model", "demo", "--steps", "1", "--metadata", how, "-o", "in/", "--json"]
+    done = sdcli(*batch)
+    assert done.code == 0, done.stderr
+    told = [e for e in done.events if e["event"] == "image"]
+    assert sorted(e["prompt"] for e in told) == sorted(SECRETS), "whoever asked is told"
+    assert any("secret" in warning for e in told for warning in e["warnings"]), "of what was cut too"
+    assert all(re.fullmatch(r"(in|own)/[0-9]+-[0-9a-f]{8}\.(png|jpg)", e["path"]) for e in told)
+    assert "secret" not in kept(tmp_path / "in") + kept(tmp_path / "own")
+    journal = tmp_path / "in" / "sdcli-batch.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [(line["prompt"], line["warnings"]) for line in lines if line["event"] == "image"] == [(None, [])] * 3
+    assert all(list(line) == [*told[0], "time"] for line in lines[1:]), "the shape stays"
+    # Finished, it draws nothing; killed between a picture and its line, it finds it.
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path != journal}
+    again = sdcli(*batch)
+    assert again.code == 0 and [e["event"] for e in again.events] == ["skipped"] * 3 + ["summary"]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    again = sdcli(*batch)
+    assert again.code == 0, again.stderr
+    assert {e["path"] for e in again.events if "path" in e} == {e["path"] for e in told}
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path != journal} == before
+    assert "secret" not in kept(tmp_path / "in")
+    # With full records prompts are kept as ever.
+    full = sdcli(*batch[:-3], "-o", "full/", "--metadata", "full")
+    assert full.code == 0 and "secret" in kept(tmp_path / "full")
+
+
+def test_a_private_stream_answers_with_its_prompts(
+    sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def streamed() -> Outcome:
+        stdin = SimpleNamespace(buffer=io.BytesIO("\n".join([SECRETS[0], SECRETS[0], SECRETS[1]]).encode()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        return sdcli(*batch)
+
+    batch = "batch - --stream --model demo --steps 1 --metadata minimal --seed 4 -o s/".split()
+    (tmp_path / "s").mkdir()
+    first, again = streamed(), streamed()
+    for done in (first, again):
+        assert done.code == 0, done.stderr
+        assert [e["prompt"] for e in done.events] == [SECRETS[0], SECRETS[0], SECRETS[1]]
+    assert [e["path"] for e in first.events] == [e["path"] for e in again.events]
+    assert "secret" not in kept(tmp_path / "s")
+
+
+def test_a_private_grid_goes_on(sdcli: Sdcli, tmp_path: Path) -> None:
+    grid = ["grid", SECRETS[0], "--x", "steps=1,2", "--model", "demo", "--metadata", "minimal", "--json", "-o", "g/"]
+    first, again = sdcli(*grid), sdcli(*grid)
+    assert (first.code, again.code) == (0, 0), first.stderr + again.stderr
+    cells = [e["path"] for e in first.events if e["event"] == "image"]
+    assert [e["path"] for e in again.events if e["event"] == "skipped"] == cells
+    assert "secret" not in "".join(cells) and "secret" not in (tmp_path / "g" / "sdcli-batch.jsonl").read_text()
+    assert first.events[-2] == again.events[-2], "the same sheet"
 
 
 def test_importing_is_cheap() -> None:

@@ -272,7 +272,19 @@ def cut_and_changed() -> Iterator[tuple[str, bytes]]:
         for k in range(6):
             at = (number * 131 + k * 997) % len(data)
             yield f"cut.{sample.ending}", data[:at]
-            yield f"changed.{sample.ending}", data[:at] + bytes([data[at] ^ (1 << k % 8)]) + data[at + 1 :]
+            changed = data[:at] + bytes([data[at] ^ (1 << k % 8)]) + data[at + 1 :]
+            yield f"changed.{sample.ending}", changed
+            if sample.ending == "png":
+                yield "summed.png", summed(changed)
+
+
+def summed(data: bytes) -> bytes:
+    """A PNG with the sums that its chunks should have, as far as they go."""
+    made, at = data[:8], 8
+    while at + 12 <= len(data) and (end := at + 8 + int.from_bytes(data[at : at + 4], "big")) + 4 <= len(data):
+        made += corpus.chunk(data[at + 4 : at + 8], data[at + 8 : end])
+        at = end + 4
+    return made + data[at:]
 
 
 def test_broken_files(tmp_path: Path) -> None:

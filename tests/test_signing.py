@@ -612,12 +612,31 @@ def test_a_store_that_is_too_large_is_not_opened(jane: Signer) -> None:
         state(whole + bytes(2**26))
 
 
+def test_what_looks_like_segments_of_credentials_is_text(jane: Signer) -> None:
+    """In UTF-16, as EXIF has it, this arrow is the marker of such a segment."""
+    signed = jane.signed(encoded("jpg", prompt="\uffeb" * 1000), "jpg")
+    assert signed.count(b"\xff\xeb") > 1000 and state(signed) == "valid"
+    # Some cameras put a film behind the picture.
+    assert state(signed + b"\xff\xeb" * 1000) == "invalid"
+
+
+def test_segments_between_scans_count_too(jane: Signer) -> None:
+    signed = jane.signed(encoded("jpg"), "jpg")
+    start, end = place(signed)
+    behind = signed.rindex(b"\xff\xd9")
+    for more in (signed[start:end] * 20, b"\xff\xeb\0\2" * 20):
+        with pytest.raises(BadInput, match="1 MiB of Content Credentials"):
+            state(signed[:behind] + more + signed[behind:])
+    with pytest.raises(BadInput, match="parts"):
+        state(signed[:behind] + b"\xff\xe9\0\2" * 200_000 + signed[behind:])
+
+
 def test_a_store_is_found_wherever_it_lies(jane: Signer) -> None:
     """A file is looked through a block at a time."""
     head = signing._STORE_HEAD
     start = jane.signed(encoded("png"), "png")[place(jane.signed(encoded("png"), "png"))[0] + 8 :][:head]
     for before in range(2**20 - head - 1, 2**20 + 2):
-        sizes, _ = signing._stores(io.BytesIO(bytes(before) + start + bytes(100)))
+        sizes = signing._stores(io.BytesIO(bytes(before) + start + bytes(100)))
         assert len(sizes) == 1 and sizes[0] == int.from_bytes(start[:4], "big")
 
 
@@ -703,8 +722,16 @@ def test_inspect_says_whether_the_signature_holds(
         assert inspected(changed) == (1, {"pixels": "match", "signature": "invalid"})
         assert b"SIGNATURE              invalid" in sdcli("inspect", "--check", str(path)).stdout
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    assert inspected(signed) == (1, {"pixels": "match", "signature": "unchecked"})
-    assert "sdcli[c2pa]" in sdcli("inspect", "--check", str(path)).stdout.decode()
+    # Neither good nor bad: as with `--sign`, what is not installed is named.
+    assert inspected(signed) == (2, {"pixels": "match", "signature": "unchecked"})
+    done = sdcli("inspect", "--check", str(path))
+    assert "match" in done.stdout.decode() and "SIGNATURE              unchecked" in done.stdout.decode()
+    assert done.stderr.count("error: ") == 1 and "pip install 'sdcli[c2pa]'" in done.stderr
+    assert inspected(signed, str(path))[0] == 2, "of several"
+    assert sdcli("inspect", "--check", str(path), "gone.png").code == 1
+    said = " ".join(sdcli("inspect", "--help").stdout.decode().split())
+    assert "with 2 if all that is wrong is that a signature can't be checked" in said
+    assert sdcli("inspect", str(path)).code == 0
 
 
 def test_a_name_in_a_certificate_steers_no_terminal(

@@ -255,18 +255,52 @@ def test_another_encoder_is_named(sdcli: Sdcli) -> None:
 def test_another_model_is_caught_and_named(sdcli: Sdcli, tmp_path: Path) -> None:
     disk.demo(tmp_path / "mine")
     sdcli("generate", "a red circle", *DRAW, "-m", "mine", "-o", "a.png")
-    assert sdcli("verify", "a.png").lines == ["a.png: identical"]
+    assert sdcli("verify", "a.png", "--model", "mine").lines == ["a.png: identical"]
     assert sdcli("verify", "a.png", "--model", "demo").lines == ["a.png: identical"], "the same weights"
     disk.edit_tensors(tmp_path / "mine" / disk.VAE, lambda t: {k: v * v.dtype.type(0.9) for k, v in t.items()})
     done = sdcli("verify", "a.png", "--json", "--model", str(tmp_path / "mine"))
     assert done.code == 1 and one(done)["verdict"] == "different"
     (cause,) = one(done)["causes"]
     assert cause.startswith(f"model file {disk.VAE}: sha256 ")
-    # A folder that bears the bundled model's name.
+    # A folder that bears the bundled model's name, which is what is looked for.
     (tmp_path / "mine").rename(tmp_path / "demo")
     sdcli("generate", "a red circle", *DRAW, "-m", "./demo", "-o", "b.png")
-    assert sdcli("verify", "b.png").lines == ["b.png: identical"]
-    assert sdcli("verify", "a.png", "--json").events[0]["code"] == "model-unavailable"
+    assert sdcli("verify", "b.png", "-m", "./demo").lines == ["b.png: identical"]
+    (cause,) = one(sdcli("verify", "b.png", "--json"))["causes"]
+    assert cause.startswith(f"model file {disk.VAE}: sha256 ")
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.safetensors", "sd15", "~", "."])
+def test_no_name_out_of_a_picture_is_looked_for_here(
+    sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whoever sends a picture and a folder does not choose what is loaded."""
+    disk.demo(tmp_path / "mine")
+    disk.demo(tmp_path / "sd15")
+    (tmp_path / "mine.safetensors").write_bytes(b"no weights")
+    shutil.copy(_picture(tmp_path), "a.png")
+    change("a.png", model__name=name, model__repo=None, model__commit=None, plan__dtype="fp32")
+    looked: list[str] = []
+    monkeypatch.setattr(verifying.models, "find", lambda spec: looked.append(spec.model))
+    done = sdcli("verify", "a.png", "--json")
+    assert done.code == 69 and looked == [] and "loading" not in done.stderr
+    (event,) = done.events
+    assert "does not say where that lies" in event["message"] and "--model PATH" in event["hint"]
+
+
+def test_nothing_is_downloaded_for_a_picture(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(_picture(tmp_path), "a.png")
+    change(
+        "a.png", model__name="nobody/nothing", model__repo="nobody/nothing", model__commit="0" * 40, plan__dtype="fp32"
+    )
+    with hubs.serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        done = sdcli("verify", "a.png", "--json")
+        assert hub.asked == []
+    assert done.code == 69 and "loading" not in done.stderr
+    (event,) = done.events
+    assert "which is not in the hub's cache" in event["message"]
+    assert event["hint"].startswith(f"--model nobody/nothing@{'0' * 40} downloads it")
 
 
 def test_another_autoencoder_has_to_be_said(sdcli: Sdcli, tmp_path: Path) -> None:
@@ -316,7 +350,22 @@ def test_goes_on_after_a_bad_one(sdcli: Sdcli) -> None:
         "gone.png": 66, "in/edited.png": 65, "in/plain.png": 65, "in/steps.png": 65, "in/good.png": "identical"
     }, "and the sheet of a grid is nothing to draw again"  # fmt: skip
     assert "1 identical, 4 failed" in done.stderr
-    assert sdcli("verify", "in/sheet.png").code == 65
+    assert "in/sheet.png is the sheet of a grid, and not verified" in done.stderr
+
+
+def test_sheets_of_grids(sdcli: Sdcli) -> None:
+    """They are drawn from no record: left out in folders, and told as what they are where they are named."""
+    Path("in").mkdir()
+    Path("in/sheet.png").write_bytes(sheet.encode(Image.new("RGB", (8, 8)), sheet.record("a", [], [], {})))
+    done = sdcli("verify", "in", "--json")
+    assert done.code == 65 and "in: nothing to verify is in this folder" in done.stderr
+    (event,) = done.events
+    assert (event["event"], event["exit"], event["path"]) == ("error", 65, "in")
+    done = sdcli("verify", "in/sheet.png", "--json")
+    assert done.code == 65 and "in/sheet.png is the sheet of a grid" in done.events[0]["message"]
+    sdcli("generate", "a red circle", *DRAW, "-o", "in/good.png")
+    done = sdcli("verify", "in")
+    assert (done.code, done.lines) == (0, ["in/good.png: identical"]) and "sheet" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
@@ -19,15 +18,13 @@ from sdcli import output
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
-from sdcli.errors import BadInput, InputMissing, UsageError
-from sdcli.jobs import events
+from sdcli.errors import BadInput, InputMissing, SdcliError, UsageError
+from sdcli.jobs import events, journal
 from sdcli.metadata import inspecting, signing
-from sdcli.metadata.inspecting import Found
+from sdcli.metadata.inspecting import SHEET, Found
 from sdcli.metadata.readers import FIELDS
 from sdcli.record import Record
 
-# What a picture on stdin may have; it is kept on disk.
-MOST_STDIN = 2**28
 # A table's labels are so wide, its values so long, and what is not mapped so many.
 LABEL = 22
 LONGEST = 10_000
@@ -45,7 +42,8 @@ SIGNATURES = {
     help="""Say what pictures were made with, by sdcli or by other programs.
 
 Reads those by sdcli, A1111, Forge, SD.Next, ComfyUI, InvokeAI, Fooocus, NovelAI, Draw Things, stable-diffusion.cpp, mflux
-and mold: PNG, JPEG, WebP and AVIF. Ends with 1 if one says nothing, or is not as its record says.
+and mold: PNG, JPEG, WebP and AVIF. Ends with 1 if one says nothing, or is not as its record says, and with 2 if all that is
+wrong is that a signature can't be checked, since c2pa-python is not installed.
 
 Examples:
 
@@ -84,71 +82,90 @@ def inspect(
         raise UsageError("--json prints the texts anyway", "leave --raw out")
     if pictures.count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
-    results = Results(as_json=as_json)
-    codes: list[int] = []
+    told = _Told(check=check, raw=raw, results=Results(as_json=as_json))
     for name in pictures:
-        for path in _pictures(name):
-            if codes and not as_json:
-                results.line("")
-            codes.append(_one(path, check, raw, results))
-    # One picture's own code; of several, that some were not as they should be.
-    return codes[0] if len(codes) == 1 else int(any(codes))
+        told.named(name)
+    return told.end()
 
 
-def _pictures(name: str) -> Iterator[Path | None]:
-    """Yield a file as it is, or a folder's pictures in the order of their paths, or the folder if it has none; None: stdin."""
-    if name == "-":
-        yield None
-        return
-    inside = [Path(folder, file) for folder, _, files in os.walk(name) for file in files]
-    wanted = sorted(path for path in inside if path.suffix.lower() in output.ENDINGS and not path.name.startswith("."))
-    yield from wanted or [Path(name)]
+class _Told:
+    """Tells of each picture, and what they come to."""
 
+    def __init__(self, *, check: bool, raw: bool, results: Results) -> None:
+        self.check, self.raw, self.results = check, raw, results
+        self.codes: list[int] = []
 
-def _one(path: Path | None, check: bool, raw: bool, results: Results) -> int:
-    """Tell of one picture; return its exit code."""
-    try:
-        if path is not None and os.path.isdir(path):
-            endings = ", ".join(output.ENDINGS)
-            raise InputMissing(f"{path}: no picture is in this folder", f"looked for: {endings}")
-        found = inspecting.inspect(path, check) if path is not None else _stdin(check)
-    except (BadInput, InputMissing) as error:
+    def named(self, name: str) -> None:
+        """Tell of a file, of a folder's pictures, or of what comes through stdin."""
+        if name == "-" or not os.path.isdir(name):
+            self.one(None if name == "-" else Path(name))
+            return
+        before, paths = len(self.codes), list(journal.pictures(Path(name)))
+        for path in paths:
+            self.one(path, among=True)
+        if not paths:
+            error: SdcliError = InputMissing(
+                f"{name}: no picture is in this folder", f"looked for: {', '.join(output.ENDINGS)}"
+            )
+        elif len(self.codes) == before:
+            error = BadInput(f"{name}: nothing to check is in this folder but sheets of grids", SHEET)
+        else:
+            return
+        self._failed(name, error)
+
+    def one(self, path: Path | None, *, among: bool = False) -> None:
+        """Tell of one picture, None: that on stdin; `among` those of a folder a sheet with nothing to check is left out."""
+        try:
+            found = inspecting.inspect(path, self.check) if path is not None else _stdin(self.check)
+        except (BadInput, InputMissing) as error:
+            self._failed(str(path or "-"), error)
+            return
+        if among and self.check and found.is_sheet and found.signature is None:
+            screen.say(f"{found.path} is the sheet of a grid, and not checked: {SHEET}")
+            return
+        self._begin()
+        screen.say(f"{found.path}: its texts are {', '.join(found.raw) or 'none'}", level=1)
+        if self.results.as_json:
+            self.results.event(found.as_json())
+        else:
+            what = f"{found.format}{', the sheet of a grid' if found.is_sheet else ''}"
+            self.results.line(f"{_line(found.path)}: {what if found.format else 'no record'}")
+            lines = _raw(found) if self.raw else _table(found)
+            while block := list(islice(lines, 1000)):
+                self.results.line("\n".join(block))
+        self.codes.append(1 if not found.good else UsageError.exit_code if found.is_unchecked else 0)
+
+    def _failed(self, name: str, error: SdcliError) -> None:
+        self._begin()
         screen.error(error)
         screen.say("".join(traceback.format_exception(error.__cause__ or error)).rstrip(), level=2)
-        if results.as_json:
-            results.event({**events.error(error), "path": str(path or "-")})
-        return error.exit_code
-    screen.say(f"{found.path}: its texts are {', '.join(found.raw) or 'none'}", level=1)
-    if results.as_json:
-        results.event(found.as_json())
-    else:
-        results.line(f"{_line(found.path)}: {found.format or 'no record'}")
-        lines = _raw(found) if raw else _table(found)
-        while block := list(islice(lines, 1000)):
-            results.line("\n".join(block))
-    return 0 if found.good else 1
+        if self.results.as_json:
+            self.results.event({**events.error(error), "path": name})
+        self.codes.append(error.exit_code)
+
+    def _begin(self) -> None:
+        if self.codes and not self.results.as_json:
+            self.results.line("")
+
+    def end(self) -> int:
+        """Return the exit code: one picture's own; of several, that some were not as they should be.
+
+        A signature that could not be looked at is neither good nor bad; said once, it has the code that `--sign` has there.
+        """
+        bad = [code for code in self.codes if code]
+        if UsageError.exit_code in bad:
+            unchecked = bad.count(UsageError.exit_code)
+            what = "a signature was" if unchecked == 1 else f"{unchecked} signatures were"
+            screen.error(UsageError(f"{what} not checked: c2pa-python is not installed", signing.INSTALL))
+        if len(self.codes) == 1 or set(bad) == {UsageError.exit_code}:
+            return bad[0] if bad else 0
+        return int(bool(bad))
 
 
 def _stdin(check: bool) -> Found:
     if sys.stdin is None:
         raise InputMissing("stdin is closed", "redirect the picture into it")
-    with tempfile.SpooledTemporaryFile(max_size=2**24) as file:
-        try:
-            size = 0
-            while size <= MOST_STDIN and (piece := sys.stdin.buffer.read(2**20)):
-                size += file.write(piece)
-            if size > MOST_STDIN:
-                raise BadInput(f"-: more than {MOST_STDIN // 2**20} MiB", "give the picture as a file")
-            file.seek(0)
-            return inspecting.inspect_open(_seekable(file), "-", check)
-        except OSError as error:
-            raise BadInput(f"-: {error.strerror}") from error
-
-
-def _seekable(file: Any) -> BinaryIO:
-    """Before Python 3.11 it was not all that a file is; its type still says so."""
-    opened: BinaryIO = file
-    return opened
+    return inspecting.inspect_stream(sys.stdin.buffer, "-", check)
 
 
 def _raw(found: Found) -> Iterator[str]:
@@ -200,7 +217,8 @@ def _rows(found: Found) -> Iterator[tuple[str, Any]]:
         yield "...", f"{len(found.unmapped) - MOST_ROWS} more: --raw or --json shows them"
     if found.checked:
         told = {"match": "match: as the record says", "differ": "differ from what the record says"}
-        yield "PIXELS", told[found.pixels] if found.pixels else "not checked: no record says what they were"
+        nothing = f"a sheet is drawn from no record; {SHEET}" if found.is_sheet else "no record says what they were"
+        yield "PIXELS", told[found.pixels] if found.pixels else f"not checked: {nothing}"
     if found.signature is not None:
         by = f" {found.signature.by}" if found.signature.by else ""
         yield "SIGNATURE", f"{found.signature.state}: {SIGNATURES[found.signature.state].format(by=by)}"

@@ -28,7 +28,8 @@ WORDS = {"identical": "identical", "equal": "equal to the eye", "different": "di
 @app.command(
     help="""Draw pictures again from their own records, and say whether they come out the same.
 
-Each is identical, equal to the eye, or different, with what was other then than now. Ends with 1 if one is different.
+Each is identical, equal to the eye, or different, with what was other then than now. Ends with 1 if one is different. No path
+is taken from a picture, and nothing is downloaded for one: --model says where a model lies, or that it may be.
 
 Examples:
 
@@ -43,7 +44,7 @@ def verify(
     pictures: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files, or folders of them.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Draw with this one, and not with the recorded.", show_default=False),
+        typer.Option("--model", "-m", metavar="MODEL", help="Draw with this one: a path, or as elsewhere.", show_default=False),
     ] = None,
     vae: Annotated[
         str | None, typer.Option("--vae", metavar="VAE", help="The autoencoder, if it was not the model's own.", show_default=False)
@@ -54,7 +55,7 @@ def verify(
 ) -> int:  # fmt: skip
     results = drawing.begin(as_json=as_json, print0=False, quiet=quiet, verbose=verbose)
     report = Report(results)
-    verifier = Verifier(load=report.load, tell=report.tell, model=model, vae=vae)
+    verifier = Verifier(load=report.load, tell=report.tell, say=screen.say, model=model, vae=vae)
     # Those that are not drawn have been told of by then.
     report.tally = Tally(total=verifier.survey(pictures))
     if report.tally.total == 1:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdcli import output
 from sdcli.errors import BadInput, InputMissing, UsageError
+from sdcli.jobs import journal
 from sdcli.metadata import inspecting
 from sdcli.metadata.inspecting import Found
 from sdcli.models import ALIASES, hub_name
@@ -25,12 +24,12 @@ def look(path: str, stdin: BinaryIO | None = None) -> Found | None:
     Raises InputMissing, and BadInput for what is no sound picture or says nothing that could be drawn.
     """
     if path == "-" and stdin is not None:
-        found = inspecting.inspect_open(io.BytesIO(stdin.read()), "stdin")
+        found = inspecting.inspect_stream(stdin, "stdin")
     elif os.path.isdir(path):
         raise BadInput(f"{path} is a folder", "sdcli batch --from draws all that is in it")
     else:
         found = inspecting.inspect(Path(path))
-    if not found.request and found.unmapped.get("kind") == "grid":
+    if found.is_sheet:
         return None
     if "prompt" not in found.request:
         raise BadInput(
@@ -110,15 +109,9 @@ def pictures(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if os.path.isdir(name):
-            found += _in_folder(Path(name))
+            found += map(str, journal.pictures(Path(name)))
         elif os.path.lexists(name):
             found.append(name)
         else:
             raise InputMissing(f"{name} is not there", "check the path")
     return found
-
-
-def _in_folder(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in output.ENDINGS and not path.name.startswith(".") and os.path.isfile(path):
-            yield str(path)

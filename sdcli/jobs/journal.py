@@ -334,22 +334,42 @@ def seed_of(folder: Path) -> int | None:
         return None
 
 
-def pictures(folder: Path, depth: int, wanted: Callable[[float], bool]) -> Iterator[Path]:
-    """Yield the pictures in a folder and `depth` levels under it whose time of change (seconds) is `wanted`."""
-    try:
-        entries = os.scandir(folder)
-    except OSError:
-        return
-    for entry in entries:
+def pictures(
+    folder: Path, depth: int | None = None, wanted: Callable[[float], bool] = lambda changed: True
+) -> Iterator[Path]:
+    """Yield the pictures in a folder and `depth` levels under it (None: all), in the order of their paths.
+
+    Hidden files are none, links to folders are not followed, and what can't be read is left out. `wanted` is asked by the time
+    of change (seconds).
+    """
+    levels = [iter(_entries(folder, depth != 0, wanted))]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif entry.is_dir(follow_symlinks=False):
+            levels.append(iter(_entries(Path(entry.path), depth is None or len(levels) < depth, wanted)))
+        else:
+            yield Path(entry.path)
+
+
+def _entries(folder: Path, deeper: bool, wanted: Callable[[float], bool]) -> list[os.DirEntry[str]]:
+    """Return a folder's pictures that are wanted and, with `deeper`, the folders in it, by name."""
+
+    def kept(entry: os.DirEntry[str]) -> bool:
         try:
             if entry.is_dir(follow_symlinks=False):
-                if depth:
-                    yield from pictures(Path(entry.path), depth - 1, wanted)
-            elif os.path.splitext(entry.name)[1].lower() in output.ENDINGS and not entry.name.startswith("."):
-                if wanted(entry.stat().st_mtime):
-                    yield Path(entry.path)
+                return deeper
+            a_pictures = os.path.splitext(entry.name)[1].lower() in output.ENDINGS and not entry.name.startswith(".")
+            return a_pictures and entry.is_file() and wanted(entry.stat().st_mtime)
         except OSError:
-            continue
+            return False
+
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(filter(kept, entries), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def holds(path: Path, id: str | None, pixels: str | None) -> bool:

@@ -254,6 +254,8 @@ class Runner:
     def _again(self, line: dict[str, Any], job: Job, *, earlier: bool = False) -> bool:
         """Tell what the journal says of a job, as this row's; an `earlier` run's counts as skipped."""
         event = {key: value for key, value in line.items() if key != "time"} | {"line": job.line}
+        if "prompt" in event:  # The journal may be silent about it, and whoever asked is told.
+            event["prompt"] = job.request.prompt
         if earlier:
             self.tally.skipped += 1
             self.how.tell(event)
@@ -336,11 +338,17 @@ class Runner:
     def _note(self, event: dict[str, Any], journal: Journal) -> None:
         """Write a job's event into the journal, and remember it."""
         try:
-            place = journal.write(event)
+            place = journal.write(self._kept(event))
         except OutputFailed as error:
             error.id, error.line = event["id"], event["line"]
             raise
         journal.note(event, place)
+
+    def _kept(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Return what the journal keeps of an event: no more of the prompt than the pictures do. Warnings quote what was cut."""
+        if self.how.files.metadata == "full" or "prompt" not in event:
+            return event
+        return {**event, "prompt": None, "warnings": []}
 
     # Writing
 
@@ -375,7 +383,7 @@ class Runner:
             (*image.warnings, *made.warnings),
             among=min(among, record.plan.pack_size),
         )
-        place = self.journal.write(event) if self.journal is not None else None
+        place = self.journal.write(self._kept(event)) if self.journal is not None else None
         return _Written(event=event, place=place, image=image)
 
     def _left_under_its_name(

@@ -12,6 +12,7 @@ hand: what is tolerated is arithmetic.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from sdcli.jobs import again
 from sdcli.jobs.runner import ENDS_ALL
 from sdcli.metadata import infotext, inspecting, ours
 from sdcli.metadata.bounds import MOST_FILE
-from sdcli.metadata.inspecting import Found
+from sdcli.metadata.inspecting import SHEET, Found
 from sdcli.metadata.readers import a1111
 from sdcli.models import ModelSpec
 from sdcli.pipeline import Listener, Pipeline, Say
@@ -107,8 +108,8 @@ def _record(found: Found) -> Record:
         if found.record.request.seed in (None, -1):
             raise BadInput(f"{found.path}: its record has no seed", "nothing can be drawn again without it")
         return found.record
-    if _is_sheet(found):
-        raise BadInput(f"{found.path} is a grid's sheet: its pictures have records, and it has none", "verify those")
+    if found.is_sheet:
+        raise BadInput(f"{found.path} is the sheet of a grid, which is drawn from no record", f"{SHEET}: verify those")
     if ours.KEYWORD in found.raw and ours.decode(found.raw[ours.KEYWORD]) is None:
         raise BadInput(
             f"{found.path} was saved with --metadata minimal: its record has no prompt",
@@ -119,10 +120,6 @@ def _record(found: Found) -> Record:
             f"{found.path} has no sdcli record, but one of {found.format}", "sdcli generate --from can draw from it"
         )
     raise BadInput(f"{found.path} has no sdcli record", "it does not say what it was made from")
-
-
-def _is_sheet(found: Found) -> bool:
-    return found.record is None and found.unmapped.get("kind") == "grid"
 
 
 def _decoded(path: Path) -> Image:
@@ -280,8 +277,8 @@ def _encoders(encoding: EncodingRecord) -> dict[str, str]:
 def spec_of(record: ModelRecord, model: str | None = None, vae: str | None = None) -> ModelSpec:
     """Return the model to draw again with: the recorded one, or what is given in its place.
 
-    A repository is pinned to its commit. What lay on somebody's disk is recorded by its name, and looked for under that in
-    the working folder; a name that is a path is not followed. Raises ModelUnavailable, and BadInput for what is no model.
+    A repository is pinned to its commit. What lay on somebody's disk is recorded by its name, which is looked for nowhere:
+    whoever has it says where. Raises ModelUnavailable, and BadInput for what is no model.
     """
     if model is not None:
         return ModelSpec(model=model, vae=vae)
@@ -297,29 +294,21 @@ def spec_of(record: ModelRecord, model: str | None = None, vae: str | None = Non
             said = f"{record.repo}@{record.commit}" if record.commit is not None else record.repo
             raise BadInput(f"its record names a model that can't be: {_short(said)}", "say another with --model")
         return ModelSpec(model=name, vae=vae)
-    there = list(_on_this_disk(record.name, vae))
-    if not there:
+    if record.name in models.ALIASES and models.ALIASES[record.name].repo is None:
+        return ModelSpec(model=record.name, vae=vae)
+    raise ModelUnavailable(
+        f"it was drawn by {_short(record.name)}, and its record does not say where that lies",
+        "say it with --model PATH: its files are compared with those that the record hashes",
+    )
+
+
+def _require(spec: ModelSpec) -> None:
+    """Refuse what a record names and is not on this machine: nothing is downloaded at a picture's word."""
+    if not models.find(ModelSpec(model=spec.model)).is_here:
         raise ModelUnavailable(
-            f"it was drawn by {_short(record.name)}, which is not in this folder", "say where it lies with --model"
+            f"it was drawn by {spec.model}, which is not in the hub's cache",
+            f"--model {spec.model} downloads it; or --model PATH says where it lies",
         )
-    # The bundled model has a name that another may have too.
-    if len(there) > 1:
-        own = {k: v for k, v in record.files.items() if not k.startswith("--vae/")}
-        there.sort(key=lambda spec: not own.items() <= models.hashes(models.find(spec)).items())
-    return there[0]
-
-
-def _on_this_disk(name: str, vae: str | None) -> Iterator[ModelSpec]:
-    """Yield what a recorded name can mean here; no part of it is followed out of the working folder."""
-    if name in models.ALIASES and models.ALIASES[name].repo is None:
-        yield ModelSpec(model=name, vae=vae)
-    if name not in ("", ".", "..") and not set(name) & set("/\\\0"):
-        spec = ModelSpec(model=f"./{name}", vae=vae)
-        try:
-            models.find(ModelSpec(model=spec.model))
-        except (InputMissing, BadInput):
-            return
-        yield spec
 
 
 def plan_of(record: PlanRecord) -> DevicePlan:
@@ -380,12 +369,13 @@ class Verifier:
     """Verifies pictures, those of one model and plan together, so that each model is loaded once.
 
     Pictures that were drawn in packs of one size are drawn again in such packs, with whatever neighbours: at one size a
-    picture does not depend on them. `tell` hears of each as soon as it is done, with its path. One that can't be verified
-    does not stop the others.
+    picture does not depend on them. `tell` hears of each as soon as it is done, with its path, and `say` of what is left out.
+    One that can't be verified does not stop the others.
     """
 
     load: Callable[[ModelSpec, DevicePlan], Pipeline]
     tell: Callable[[str, Verdict | SdcliError], None]
+    say: Say
     model: str | None = None
     vae: str | None = None
     listener: Listener | None = None
@@ -403,17 +393,24 @@ class Verifier:
             except SdcliError as error:
                 self.tell(name, error)
                 continue
+            sheets = 0
             for path in map(Path, paths):
                 try:
-                    drawn += self._sort(path, named=paths == [name])
+                    taken = self._sort(path, among=os.path.isdir(name))
+                    drawn += taken
+                    sheets += not taken
                 except SdcliError as error:
                     self._fail(path, error)
+            if sheets == len(paths):
+                self.tell(name, BadInput(f"{name}: nothing to verify is in this folder but sheets of grids", SHEET))
         return drawn
 
-    def _sort(self, path: Path, named: bool) -> bool:
-        """Put a picture to those that it is drawn with; say whether it is to be drawn."""
+    def _sort(self, path: Path, *, among: bool) -> bool:
+        """Put a picture to those that it is drawn with; say whether it is to be drawn. `among` those of a folder a sheet
+        is not."""
         found = inspecting.inspect(path)
-        if _is_sheet(found) and not named:
+        if found.is_sheet and among:
+            self.say(f"{path} is the sheet of a grid, and not verified: {SHEET}")
             return False
         record = _record(found)
         if record.request.scheduler:
@@ -424,6 +421,8 @@ class Verifier:
             schedulers.require(entry)
         key = (spec_of(record.model, self.model, self.vae), plan_of(record.plan))
         in_a_pass = (_pack_size(record.plan), pipeline.shape(record.request))
+        if key not in self._groups and self.model is None:
+            _require(key[0])
         self._groups.setdefault(key, {}).setdefault(in_a_pass, []).append(path)
         return True
 

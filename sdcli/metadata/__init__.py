@@ -19,6 +19,7 @@ from sdcli.errors import BadInput, InputMissing, UsageError
 from sdcli.metadata import avif, carried, coding, jpeg, ours, png, webp, xmp
 from sdcli.metadata.bounds import Bounded
 from sdcli.metadata.carried import Carried, How
+from sdcli.metadata.carried import check_length as check_length
 from sdcli.metadata.coding import Coded
 from sdcli.metadata.ours import Identity
 from sdcli.record import EncodingRecord, PixelRecord, Record

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from sdcli.errors import BadInput, InputMissing
-from sdcli.metadata import ours, readers, signing, stealth, texts_of
-from sdcli.metadata.bounds import MOST_FILE
+from sdcli.metadata import jpeg, ours, readers, signing, stealth, texts_of
+from sdcli.metadata.bounds import MOST_CHARACTERS, MOST_FILE
 from sdcli.metadata.signing import Signature
 from sdcli.record import SCHEMA, PixelRecord, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What is printed as JSON, where a character may take six, and copied on the way. ComfyUI's largest workflows have less.
-MOST_CHARACTERS = 2**23
+# Bytes of a picture that comes through a pipe; it is kept on disk.
+MOST_STREAM = 2**28
 # Of so many, decoding takes up to 300 MB: WebP's is there three times over, and a progressive JPEG's coefficients besides.
 MOST_PIXELS = {"PNG": 2**25, "JPEG": 2**24, "AVIF": 2**24, "WEBP": 12 * 10**6}
 # A progressive JPEG has ten; each has every pixel gone through again.
 MOST_SCANS = 32
+
+# What is said of a grid's sheet.
+SHEET = "its cells' pictures have records of their own"
 
 Pixels = Literal["match", "differ"]
 
@@ -51,11 +55,24 @@ class Found:
     signature: Signature | None = None
 
     @property
+    def is_sheet(self) -> bool:
+        """Whether it is the sheet of a grid: its cells' pictures have records, and it was drawn from none."""
+        return self.format == "sdcli" and self.record is None and self.unmapped.get("kind") == "grid"
+
+    @property
     def good(self) -> bool:
         """Whether the picture says how it was made and, if it was checked, its pixels are those of its record and its
-        signature, if it has one, holds."""
-        holds = self.signature is None or self.signature.state == "valid"
-        return self.format is not None and (not self.checked or (self.pixels == "match" and holds))
+        signature, if it has one, holds, as far as that could be looked at; of a sheet there is only a signature to check."""
+        if not self.checked:
+            return self.format is not None
+        state = self.signature.state if self.signature is not None else None
+        held = state in ("valid", "unchecked")
+        return held if self.is_sheet else self.pixels == "match" and (held or state is None)
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether it has a signature that could not be looked at, since what checks it is not installed."""
+        return self.signature is not None and self.signature.state == "unchecked"
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `sdcli inspect --json` prints. Every field of a request is in it; null: not said."""
@@ -88,6 +105,21 @@ def inspect(path: Path, check: bool = False) -> Found:
         raise InputMissing(f"{path} is not there", "check the path") from error
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
+
+
+def inspect_stream(stream: BinaryIO, name: str, check: bool = False) -> Found:
+    """Return what a picture says that comes through a pipe. Raises BadInput, which calls it `name`."""
+    with tempfile.SpooledTemporaryFile(max_size=2**24) as file:
+        try:
+            size = 0
+            while size <= MOST_STREAM and (piece := stream.read(2**20)):
+                size += file.write(piece)
+            if size > MOST_STREAM:
+                raise BadInput(f"{name}: more than {MOST_STREAM >> 20} MiB", "give the picture as a file")
+            file.seek(0)
+            return inspect_open(cast(BinaryIO, file), name, check)
+        except OSError as error:
+            raise BadInput(f"{name}: {error.strerror}") from error
 
 
 def inspect_open(file: BinaryIO, name: str, check: bool = False) -> Found:
@@ -145,15 +177,8 @@ def check_size(file: BinaryIO) -> None:
 
 
 def _check_scans(file: BinaryIO) -> None:
-    """Refuse a JPEG of absurdly many scans; among the pixels their marker stands for nothing else."""
-    if file.read(3) != b"\xff\xd8\xff":
-        return
-    scans = 0
-    last = b""
-    while block := file.read(2**20):
-        scans += (last + block).count(b"\xff\xda")
-        last = block[-1:]
-    if scans > MOST_SCANS:
+    """Refuse a JPEG of absurdly many scans."""
+    if jpeg.MAGIC.match(file.read(3)) and jpeg.count(file, 0xDA, MOST_SCANS) > MOST_SCANS:
         raise BadInput(f"it has more than {MOST_SCANS} scans")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import msgspec
 
 from sdcli.errors import BadInput
 from sdcli.metadata import exif, ours, xmp
-from sdcli.metadata.bounds import Bounded
+from sdcli.metadata.bounds import MOST_PARTS, Bounded
 from sdcli.metadata.carried import Carried
 from sdcli.metadata.coding import Carry, Coded, compress, decompress, digest
 
@@ -124,6 +124,31 @@ def texts(file: Bounded) -> dict[str, str]:
     if packet := _extended(found.get("XMP", ""), extended):
         found["ExtendedXMP"] = packet
     return (exif.texts(block) if block else {}) | found
+
+
+# What follows a byte of 255 among the pixels: a zero, or one of the numbers of restarts. All else is a marker.
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+
+
+def count(file: BinaryIO, code: int, most: int) -> int:
+    """Return how many segments of a kind a JPEG has, up to `most` and one; what its texts and its thumbnail hold are none.
+
+    What stands behind the picture's end is not looked at. Raises BadInput for too many segments.
+    """
+    file.seek(0)
+    data = file.read()
+    found, at = 0, 2
+    for _ in range(MOST_PARTS):
+        marker = _MARKER.search(data, at)
+        if marker is None or marker[1] == b"\xd9":
+            return found
+        found += marker[1][0] == code
+        if found > most:
+            return found
+        at = marker.end()
+        if marker[1] not in (b"\x01", b"\xd8"):  # These two have no length.
+            at += int.from_bytes(data[at : at + 2], "big")
+    raise BadInput(f"it has more than {MOST_PARTS} parts")
 
 
 def _extended(packet: str, parts: dict[bytes, list[tuple[int, int, bytes]]]) -> str | None:

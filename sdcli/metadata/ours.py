@@ -8,12 +8,14 @@ caption. There every character is ASCII, so that no prompt meets XML's rules.
 
 from __future__ import annotations
 
+import json
 import re
 
 import msgspec
 
 from sdcli.errors import BadInput
 from sdcli.record import SCHEMA, PixelRecord, Record
+from sdcli.request import GenerationRequest
 
 KEYWORD = "sdcli"
 
@@ -37,8 +39,8 @@ class _Minimal(Identity, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An identity and nothing more."""
 
 
-def encode(record: Record | Identity) -> str:
-    """Return the record as one line of JSON.
+def encode(record: Record | Identity | GenerationRequest) -> str:
+    """Return the record, or what is known of one, as one line of JSON.
 
     Raises BadInput for text that is not Unicode (lone surrogates, which argv can carry): JSON and PNG both hold UTF-8.
     """
@@ -53,12 +55,15 @@ def encode(record: Record | Identity) -> str:
 
 def in_ascii(text: str) -> str:
     """Return the same JSON in printable ASCII without `&`, `<` and `>`, which all stand inside its strings only."""
-    return re.sub("[^ -~]|[&<>]", _escape, text)
+    text = re.sub("[^ -~]+", lambda match: json.dumps(match[0])[1:-1], text)
+    return text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e")
 
 
-def _escape(match: re.Match[str]) -> str:
-    units = match[0].encode("utf-16-be").hex()
-    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+def length_in_ascii(text: str) -> int:
+    """Return the length of what `in_ascii` returns, without making it: of a hostile text that would take seconds."""
+    plain = len(text.encode("ascii", "ignore"))
+    units = len(text.encode("utf-16-be")) // 2
+    return units + 5 * (units - plain + sum(map(text.count, "&<>\x7f")))
 
 
 def identity_of(record: Record) -> Identity:

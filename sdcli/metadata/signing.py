@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from sdcli import __version__
 from sdcli.errors import BadInput, InputMissing, OutputFailed, UsageError
+from sdcli.metadata import jpeg
 from sdcli.metadata.xmp import MADE_BY_AI
 
 if TYPE_CHECKING:
@@ -231,11 +232,12 @@ def _check(certificate: Certificate, path: str) -> None:
 # How every store of Content Credentials begins, in whatever file, after the four bytes of its length (ISO/IEC 19566-5, annex A).
 _STORE = re.compile(rb"(?s)jumb.{4}jumdc2pa\0\x11\0\x10\x80\0\0\xaa\0\x38\x9b\x71")
 _STORE_HEAD = 4 + 28
-# JPEG's segment for such stores. Among its pixels this is nothing else.
-_APP11 = b"\xff\xeb"
+# JPEG's segment for such stores.
+_APP11 = 0xEB
 # The library has a picture's file in memory, and of each byte of the credentials up to 170 more.
 MOST_FILE = 2**26
 MOST_CREDENTIALS = 2**20
+MOST_SEGMENTS = MOST_CREDENTIALS >> 16
 
 State = Literal["valid", "expired", "invalid", "unchecked"]
 
@@ -258,13 +260,13 @@ def check(file: BinaryIO) -> Signature | None:
 
     Raises BadInput for one that is too large to check, and OSError.
     """
-    stores, segments = _stores(file)
+    stores = _stores(file)
     if not stores:
         return None
-    if not all(8 < size <= MOST_CREDENTIALS for size in stores) or segments > MOST_CREDENTIALS >> 16:
-        raise BadInput(f"it has more than {MOST_CREDENTIALS >> 20} MiB of Content Credentials, too much to check")
     if file.seek(0, os.SEEK_END) > MOST_FILE:
         raise BadInput(f"it is signed and larger than {MOST_FILE >> 20} MiB, too much to check")
+    if not all(8 < size <= MOST_CREDENTIALS for size in stores) or _segments(file) > MOST_SEGMENTS:
+        raise BadInput(f"it has more than {MOST_CREDENTIALS >> 20} MiB of Content Credentials, too much to check")
     try:
         c2pa = _library()
     except UsageError:
@@ -284,17 +286,20 @@ def check(file: BinaryIO) -> Signature | None:
     return Signature(state="expired" if gone else "invalid", by=name)
 
 
-def _stores(file: BinaryIO) -> tuple[list[int], int]:
-    """Return the lengths that stores of Content Credentials say in a file, and how many segments may hold some in JPEG."""
-    sizes, segments, last = [], 0, b""
-    file.seek(0)
-    jpeg = file.read(3) == b"\xff\xd8\xff"
+def _stores(file: BinaryIO) -> list[int]:
+    """Return the lengths that stores of Content Credentials say in a file."""
+    sizes, last = [], b""
     file.seek(0)
     while block := file.read(2**20):
         window = last + block
         starts = (found.start() for found in _STORE.finditer(window))
         # One that begins before the window has been seen in the last.
         sizes += [int.from_bytes(window[at - 4 : at], "big") for at in starts if at >= 4]
-        segments += (last[-1:] + block).count(_APP11) if jpeg else 0
         last = window[1 - _STORE_HEAD :]
-    return sizes, segments
+    return sizes
+
+
+def _segments(file: BinaryIO) -> int:
+    """Return how many segments may hold stores, in a JPEG; elsewhere there are none."""
+    file.seek(0)
+    return jpeg.count(file, _APP11, MOST_SEGMENTS) if jpeg.MAGIC.match(file.read(3)) else 0

@@ -78,12 +78,19 @@ def own_record(packet: str) -> str | None:
     """Return sdcli's record out of anybody's packet, None if it is not there.
 
     It is matched and not parsed, since it may be longer than what `find` takes. Other programs may turn an element into an
-    attribute, and put entities into it.
+    attribute, and put entities into it. Raises BadInput for more of them than a record needs.
     """
     match = re.search(r"""<sdcli:record>([^<]*)</sdcli:record>|\ssdcli:record=(?:"([^"<]*)"|'([^'<]*)')""", packet)
-    return html.unescape(match[match.lastindex or 1]) if match else None
+    if match is None:
+        return None
+    text = match[match.lastindex or 1]
+    if text.count("&") > MOST_ENTITIES:
+        raise BadInput(f"its XMP has more than {MOST_ENTITIES} entities in sdcli's record")
+    return html.unescape(text)
 
 
+# sdcli writes none; who makes an attribute of a record needs one for each quote.
+MOST_ENTITIES = 200_000
 # What is parsed: a hostile megabyte costs a tenth of a second and 20 MB of memory.
 MOST_PARSED = 2**20
 MOST_DEPTH = 100

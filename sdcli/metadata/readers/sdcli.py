@@ -5,10 +5,13 @@ Source: `sdcli.metadata.ours` and `sdcli.metadata.xmp`.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import msgspec
 
+from sdcli.errors import BadInput
 from sdcli.metadata import ours
-from sdcli.metadata.readers import Said, Saying, Texts, json_object, xmp_text
+from sdcli.metadata.readers import Said, Saying, Texts, Unreadable, json_object, xmp_text
 from sdcli.metadata.xmp import NAMESPACES
 from sdcli.record import Record
 
@@ -19,12 +22,28 @@ SYSTEM = {"name": "AISystemUsed", "version": "AISystemVersionUsed"}
 
 def read(texts: Texts) -> Said | None:
     """Raises BadInput, after which nobody else is asked: infotext beside a record that can't be read is half the truth."""
-    if '"kind"' in texts.get(ours.KEYWORD, "") and (sheet := json_object(texts[ours.KEYWORD], ours.KEYWORD)):
-        # A grid's sheet: its cells' pictures have each a record of their own.
-        if "id" not in sheet and sheet.get("kind") == "grid":
-            return Said(format="sdcli", request={}, unmapped=sheet)
+    if '"kind"' in texts.get(ours.KEYWORD, "") and (sheet := _sheet(texts[ours.KEYWORD])):
+        return Said(format="sdcli", request={}, unmapped=sheet)
     record = ours.decode(texts[ours.KEYWORD]) if ours.KEYWORD in texts else None
     return _full(record) if record else _minimal(texts)
+
+
+class _Sheet(msgspec.Struct):
+    """What tells a grid's sheet: its cells' pictures have each a record of their own, and it has no job's id."""
+
+    kind: Literal["grid"]
+    id: msgspec.UnsetType = msgspec.UNSET
+
+
+def _sheet(text: str) -> dict[str, Any] | None:
+    """Return what the sheet of a grid says, None for what is none. Raises BadInput for one that can't be read."""
+    try:
+        msgspec.json.decode(text, type=_Sheet)
+        return json_object(text, ours.KEYWORD)
+    except Unreadable as error:
+        raise BadInput(error.message, error.hint) from error
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
+        return None  # A record, or what is none of either: the next that looks says why.
 
 
 def _full(record: Record) -> Said:
