@@ -125,7 +125,10 @@ def test_private_sheets(sdcli: Sdcli, tmp_path: Path) -> None:
         assert "sdcli" not in image.info and not image.info.get("XML:com.adobe.xmp")
     done = sdcli("grid", "a star", "--x", "steps=1,2", "--model", "demo", "--metadata", "minimal", "-o", "m/")
     with Image.open(done.lines[-1]) as image:
-        assert "sdcli" not in image.info and "trainedAlgorithmicMedia" in str(image.info["XML:com.adobe.xmp"])
+        assert json.loads(image.info["sdcli"]) == {"schema": 1, "kind": "grid"}
+        assert "trainedAlgorithmicMedia" in str(image.info["XML:com.adobe.xmp"])
+    assert Path(done.lines[-1]).name.startswith("grid-") and "star" not in done.lines[-1]
+    assert sdcli("inspect", "--check", "m/").code == 0
 
 
 REFUSED = [

@@ -120,7 +120,7 @@ def test_labels_say_what_was_typed(text: str, labels: tuple[str, ...]) -> None:
         ("eta=0,null", "--x: eta can't be 'null' in a grid", "give it a value in each cell"),
         ("scheduler=eulr", "--x: unknown scheduler 'eulr'; did you mean euler, euler-a, euler-beta?",
          "`sdcli schedulers` lists them all"),
-        ("preset=fats", "--x: there is no preset fats; did you mean fast?", "presets are fast, lowvram, quality"),
+        ("preset=fats", "--x: there is no preset fats; did you mean fast?", "`sdcli presets list` lists them all"),
         ("preset=fast,lowvram", "--x: preset lowvram sets attention_slicing, vae_tiling, which can't vary in a grid",
          "give it to the whole grid, as in --preset lowvram"),
         ("size=512", "--x: size is WIDTHxHEIGHT, not '512'", "for example 640x384"),

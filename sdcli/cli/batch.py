@@ -113,8 +113,9 @@ def batch(
     again_from = again.pictures(pictures or [])
     if input_format is not None:
         rows.format_of("-", input_format)
-    of_pictures = again.models_of(again_from) if typed.get("model") is None else ()
-    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_pictures)
+    given, model = drawing.resolve(
+        typed | {"size": size}, preset or [], assign or [], again.models_of(again_from)
+    )  # fmt: skip
     merged = given.merged()
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     out = merged.build(OutputPlan)

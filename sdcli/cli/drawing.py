@@ -41,7 +41,7 @@ Assign = Annotated[
 ]
 Preset = Annotated[
     list[str] | None,
-    typer.Option("--preset", "-p", metavar="NAME", help="fast, quality or lowvram; repeatable, the later wins."),
+    typer.Option("--preset", "-p", metavar="NAME", help="fast ...: see `sdcli presets`; repeatable, the later wins."),
 ]
 From = Annotated[
     str | None,
@@ -106,28 +106,39 @@ def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int) -> Results:
 def resolve(
     typed: Mapping[str, Any], presets: Sequence[str], assigned: Sequence[str], of_pictures: Iterable[str | None] = ()
 ) -> tuple[Given, Model]:
-    """Return what a command was given, and the model that it means: one that was named, else that `of_pictures`."""
+    """Return what a command was given, and the model that it means: one that is named by a preset or a flag, else that
+    `of_pictures` (looked at only then), else that of the environment or the settings."""
     pairs: dict[str, str] = {}
     for text in assigned:
         name, value = settings.pair(text)
         if name in pairs:
             raise UsageError(f"--set: {name} is given twice", "give it once")
         pairs[name] = value
-    over = (*((f"preset {name}", settings.preset(name)) for name in presets), ("flag", typed), ("--set", pairs))
-    given = settings.merge(*over)
-    if "prompt" in given.values:
-        raise UsageError(f"{given.origins['prompt']}: the prompt can't be set here", "give it as PROMPT, or in a row")
-    spec = given.build(ModelSpec)
-    under: tuple[tuple[str, Mapping[str, Any]], ...] = ()
-    if "model" not in given.values and (named := {name for name in of_pictures if name is not None}):
-        if len(named) > 1:
-            raise UsageError(f"the pictures are by several models: {', '.join(sorted(named))}", "say one with --model")
-        under = (("picture", {"model": named.pop()}),)
-        spec = settings.merge(*under, *over).build(ModelSpec)
-    model = models.find(spec)
-    under = ((f"model {model.name}", model.defaults), *under)
+    over = (*(source for name in presets for source in settings.preset(name)), ("flag", typed), ("--set", pairs))
+    under = settings.sources()
+    named = settings.merge(*over).values
+    if "prompt" in named:
+        raise UsageError("--set: the prompt can't be set here", "give it as PROMPT, or in a row")
+    if "model" not in named and (models_of := {name for name in of_pictures if name is not None}):
+        if len(models_of) > 1:
+            raise UsageError(
+                f"the pictures are by several models: {', '.join(sorted(models_of))}", "say one with --model"
+            )
+        under = (*under, ("picture", {"model": models_of.pop()}))
+    given = settings.merge(*under, *over)
+    model = _model(given)
     device.check(given.build(DevicePlan))
-    return Given(under=under, over=over), model
+    return Given(under=((f"model {model.name}", model.defaults), *under), over=over), model
+
+
+def _model(given: Merged) -> Model:
+    try:
+        return models.find(given.build(ModelSpec))
+    except SdcliError as error:
+        origin = given.origins.get("model", "flag")
+        if origin != "flag":  # Nobody typed that name just now.
+            error.hint = "; ".join(filter(None, [error.hint, f"the model is named by: {origin}"]))
+        raise
 
 
 def expander(options: JobOptions) -> Expander | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdcli import output, pipeline
+from sdcli import metadata, output, pipeline
 from sdcli.cli import drawing
 from sdcli.cli.drawing import Assign, DryRun, From, Json, Loading, Preset, Print0, Quiet, Size, Verbose
 from sdcli.cli.main import app, screen
@@ -66,12 +66,14 @@ def generate(
     found = _look(picture) if picture is not None else None
     read = _stdin() if "-" in asked else None
     texts = [read if p == "-" and read is not None else drawing.argument(p) for p in asked]
-    of_picture = [] if found is None or typed.get("model") is not None else [again.model(found)]
+    of_picture = (again.model(one) for one in [found] if one is not None)
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
     merged = given.merged(*([(found.path, again.values(found))] if found else []))
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
     made = _jobs(texts, merged, options, model, again.template(found) if found else None)
+    for job in made:
+        metadata.check_length(job.request, files.metadata)
     where = output.resolve(
         files, pictures=len(made), json=as_json, print0=print0, stdout_is_tty=sys.stdout.isatty() and not dry_run
     )
@@ -125,11 +127,15 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
     # A picture's prompt has been expanded, if it was to be.
     if texts:
         asked = [
-            Asked(request=merged.over(("argument", {"prompt": text})).build(GenerationRequest), options=options)
+            Asked(
+                request=merged.over(("argument", {"prompt": text})).build(GenerationRequest), options=options,
+                styles=merged.templates,
+            )
             for text in texts
-        ]
+        ]  # fmt: skip
     else:
-        asked = [Asked(request=merged.build(GenerationRequest), options=options, was_expanded=True, template=template)]
+        request = merged.build(GenerationRequest)
+        asked = [Asked(request=request, options=options, was_expanded=True, template=template, styles=merged.templates)]
     made: list[Job] = []
     for one in asked:
         jobs.check(one.request, model)

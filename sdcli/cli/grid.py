@@ -94,7 +94,12 @@ def grid(
     merged = given.merged()
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     if options.count != 1 or options.expand == "all":
-        raise UsageError("a cell of a grid is one picture", "leave --count and --expand all out; an axis can be seeds")
+        field = "count" if options.count != 1 else "expand"
+        origin = merged.origins[field] if merged.origins[field] != "flag" else f"--{field}"
+        raise UsageError(
+            f"a cell of a grid is one picture, and {origin} says {getattr(options, field)}",
+            "leave --count and --expand all out; an axis can be seeds",
+        )
     request = merged.build(GenerationRequest, prompt=prompt)
     check(request, model)
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
@@ -182,11 +187,14 @@ def _sheet(
     image = sheet.sheet(axes, pictures, title=prompt)
     record = sheet.record(prompt, axes, drawn, {"sdcli": __version__})
     mark = xmp.mark(ready.identity, __version__) if files.metadata != "none" else None
-    data = sheet.encode(image, record if files.metadata == "full" else None, mark)
+    # With no prompt in it, it still says what it is; `none` says nothing.
+    said = {"full": record, "minimal": {"schema": record["schema"], "kind": record["kind"]}, "none": None}
+    data = sheet.encode(image, said[files.metadata], mark)
     if where.signer is not None:
         data = where.signer.signed(data, "png")
     # Named by what it is of: the same grid again writes the same sheet, and fills in what had failed.
     id = hashlib.sha256(json.dumps([prompt, record["axes"], [d.id for d in drawn]]).encode()).hexdigest()
-    path = folder / f"grid-{output.safe(prompt, 40)}-{id[:8]}.png"
+    name = f"{output.safe(prompt, 40)}-{id[:8]}" if files.metadata == "full" else id[:8]
+    path = folder / f"grid-{name}.png"
     output.write(path, data, overwrite=True)
     results.event(events.sheet(id, str(path), image.width, image.height, pixels_of(image).sha256))

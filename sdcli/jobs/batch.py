@@ -10,11 +10,11 @@ import secrets
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -24,13 +24,14 @@ from sdcli.jobs import again, rows
 from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, of_asked, pack_size
 from sdcli.jobs.journal import Index, Journal, is_digest, pictures
 from sdcli.jobs.rows import BadRow, Row
+from sdcli.metadata import carried
 from sdcli.models import Model
 from sdcli.output import Destination, OutputPlan
 from sdcli.pipeline import LARGEST_PACK, Pipeline
 from sdcli.prompts.wildcards import Expander, looks_dynamic
 from sdcli.record import ModelRecord, job_id, said_of
 from sdcli.request import GenerationRequest, JobOptions
-from sdcli.settings import Given, Merged
+from sdcli.settings import Given, Merged, Source
 
 # So many that any JSON reader keeps them all.
 RUN_SEED_BITS = 53
@@ -47,11 +48,15 @@ class Planner:
     model: Model
     expander: Expander | None
     _checked: set[Hashable] = field(default_factory=set)
-    _presets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _presets: dict[str, tuple[Source, ...]] = field(default_factory=dict)
 
     @cached_property
     def _files(self) -> dict[str, str] | None:
         return pipeline.identity(self.model).files if self.model.is_here else None
+
+    @cached_property
+    def _metadata(self) -> carried.How:
+        return self.base.build(OutputPlan).metadata
 
     @cached_property
     def base(self) -> Merged:
@@ -63,20 +68,20 @@ class Planner:
         presets = values.pop("preset", [])
         return self.over(presets, (f"{row.file}:{row.line}", values))
 
-    def over(self, presets: Iterable[str], *sources: tuple[str, Mapping[str, Any]]) -> Merged:
-        """Return values over those of the command line; presets lie directly under them."""
-        return self.base.over(*((f"preset {name}", self._preset(name)) for name in presets), *sources)
+    def over(self, presets: Iterable[str], *sources: Source) -> Merged:
+        """Return values over those of the command line; presets lie directly under them, and their styles go on last."""
+        return self.base.over(*(source for name in presets for source in self._preset(name)), *sources)
 
-    def _preset(self, name: str) -> dict[str, Any]:
+    def _preset(self, name: str) -> tuple[Source, ...]:
         if name not in self._presets:
-            values = settings.preset(name)
-            for key in values:
+            sources = settings.preset(name)
+            for key in (key for _, values in sources for key in values):
                 if (option := settings.names().get(key)) and not rows.of_a_row(option.record, option.field):
                     raise UsageError(
                         f"preset {name} sets {option.field}, which is set for the whole run",
                         f"give it as --preset {name}",
                     )
-            self._presets[name] = values
+            self._presets[name] = sources
         return self._presets[name]
 
     def ask(self, row: Row, merged: Merged) -> Asked:
@@ -104,7 +109,11 @@ class Planner:
                 self._checked.add(key)
         if self.expander is not None and not was_expanded:
             self.expander.check(request.prompt)
-        asked = Asked(request=request, options=options, origin=origin, line=line, was_expanded=was_expanded)
+        asked = Asked(
+            request=request, options=options, origin=origin, line=line, was_expanded=was_expanded, styles=merged.templates
+        )  # fmt: skip
+        if self.expander is None or was_expanded:
+            metadata.check_length(asked.styled, self._metadata)
         return dataclasses.replace(asked, pictures=count(asked, self.expander))
 
     def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
@@ -196,13 +205,13 @@ def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
         n = one.pictures
         found.notes += one.notes[: Survey.TOLD - len(found.notes)]
         found.total += n
-        request = pipeline.resolve(one.request, planner.model)
+        request = pipeline.resolve(one.styled, planner.model)
         shape, room = pipeline.shape(request), min(n, WINDOW - len(found.shapes))
         if room > 0:
             found.shapes += [shape] * room
             found.first.setdefault(shape, request)
-        if found.dynamic is None and planner.expander is None and looks_dynamic(request.prompt):
-            found.dynamic = request.prompt
+        if found.dynamic is None and planner.expander is None and looks_dynamic(one.request.prompt):
+            found.dynamic = one.request.prompt
     index.close()
     return found
 
@@ -212,7 +221,7 @@ def _check_output(asked: Asked, destination: Destination, found: Survey, index: 
     if destination.kind == "exact":
         path = os.fsencode(os.path.abspath(destination.text))
         seeded = asked.request.seed not in (None, -1)
-        whole = path + b"\0" + (msgspec.json.encode(said_of(asked.request), order="sorted") if seeded else b"")
+        whole = path + b"\0" + (msgspec.json.encode(said_of(asked.styled), order="sorted") if seeded else b"")
         others, equal = (index.count(hashlib.sha256(what).digest()[:16], "outputs") for what in (path, whole))
         # Rows that are equal in all are one picture.
         if others and not (seeded and equal):

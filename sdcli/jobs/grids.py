@@ -261,7 +261,7 @@ def _convert(origin: str, name: str, field: str, text: str) -> Any:
         return f"{sides['width']}x{sides['height']}"
     if field == "preset":
         with _said_by(origin):
-            held = settings.merge((f"preset {text}", settings.preset(text))).values
+            held = settings.merge(*settings.preset(text)).values
         same = sorted(set(held) - {f.name for f in msgspec.structs.fields(GenerationRequest)})
         if same:
             hint = f"give it to the whole grid, as in --preset {text}"

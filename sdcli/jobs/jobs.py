@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sdcli import models, pipeline, schedulers
+from sdcli import models, pipeline, schedulers, settings
 from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.journal import Index
 from sdcli.models import Model
@@ -42,8 +42,8 @@ class Asked:
     """What is asked for before it has its seeds: a request that may be without one, and how many pictures of it.
 
     `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do;
-    what `was_expanded` is never expanded again. `pictures` is how many are asked for, as `count` says; `notes` what
-    people should be told of it.
+    what `was_expanded` is never expanded again. `styles` are templates that are put on the prompt after that, the innermost
+    first. `pictures` is how many are asked for, as `count` says; `notes` what people should be told of it.
     """
 
     request: GenerationRequest
@@ -54,8 +54,14 @@ class Asked:
     shares: GenerationRequest | None = None
     was_expanded: bool = False
     template: str | None = None
+    styles: tuple[str, ...] = ()
     pictures: int = 1
     notes: tuple[str, ...] = ()
+
+    @property
+    def styled(self) -> GenerationRequest:
+        """The request with its prompt's styles on, and nothing expanded."""
+        return msgspec.structs.replace(self.request, prompt=settings.styled(self.request.prompt, self.styles))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +115,19 @@ def of_asked(
     if expander is not None and options.expand == "all":
         prompts = expander.all(template, options.limit)
     for prompt in prompts:
-        request = msgspec.structs.replace(asked.request, prompt=prompt)
+        request = msgspec.structs.replace(asked.request, prompt=settings.styled(prompt, asked.styles))
         own = request.seed not in (None, -1)
         shares = asked.shares if asked.shares is not None and not own else None
         first = seeds.of(resolve(shares or request), shared=shares is not None)
         for k in range(options.count):
             seed = (first + k) % 2**63  # seeds go round where they end
             drawn = expander.random(prompt, seed) if expander is not None and options.expand != "all" else prompt
+            drawn = settings.styled(drawn, asked.styles)
+            # What a picture says it was expanded from is what somebody typed.
+            before = asked.template if asked.template is not None or drawn == template else template
             yield Job(
                 request=msgspec.structs.replace(request, prompt=drawn, seed=seed), index=index, line=asked.line,
-                template=template if drawn != template else asked.template, name=options.name, tags=options.tags or {},
+                template=before, name=options.name, tags=options.tags or {},
                 destination=asked.destination,
             )  # fmt: skip
             index += 1
@@ -138,13 +147,12 @@ def count(asked: Asked, expander: Expander | None) -> int:
 
 def check(request: GenerationRequest, model: Model) -> None:
     """Refuse what can be refused of a request without torch."""
+    models.check(request, model)
     entry = pipeline.scheduler_of(request, model)
     if entry is not None and request.scheduler:
         schedulers.require(entry)
     if entry is not None:
         schedulers.check(entry, eta=request.eta, steps=request.num_inference_steps)
-    models.check_size(model, request.width, request.height)
-    models.check_clip_skip(model, request.clip_skip)
 
 
 # Packs

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sdcli import output, pipeline
+from sdcli import output, pipeline, settings
 from sdcli.device import DevicePlan
 from sdcli.jobs.jobs import Job
 from sdcli.models import Model, ModelSpec
@@ -35,17 +35,18 @@ def plan(
     complete = seeded and request.width is not None and request.height is not None
     id = job_id(request, identity) if complete and identity else None
     shown = msgspec.to_builtins(request)
-    origins = {f: merged.origins.get(f, "default") for f in (*shown, *asked_plan, "model", "vae", "safety_checker")}
-    origins["prompt"] = prompt_origin
+    origins = {f: merged.origin(f) or "default" for f in (*shown, *asked_plan, "model", "vae", "safety_checker")}
+    origins["prompt"] = merged.origin("prompt", prompt_origin) or prompt_origin
     if request.eta != job.request.eta:
         origins["eta"] = f"scheduler {request.scheduler or model.name}"
     if request.scheduler is None:
         origins["scheduler"] = f"model {model.name}"
     if not seeded:
         shown["seed"] = None
-        if job.template is not None and merged.values.get("expand") != "all":
+        template = settings.styled(job.template, merged.templates) if job.template is not None else request.prompt
+        if template != request.prompt and merged.values.get("expand") != "all":
             # The seed decides what a template becomes.
-            shown["prompt"], origins["prompt"] = job.template, DECIDED_LATER
+            shown["prompt"], origins["prompt"] = template, DECIDED_LATER
     for side in ("width", "height"):
         if side not in merged.origins:
             origins[side] = f"model {model.name}"

@@ -1,59 +1,94 @@
-"""Where values come from: every source is a dict, merged from weakest to strongest, each value with its origin."""
+"""The merge of all sources: names, conversion, order, and the styles that change what is given."""
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 from sdcli.device import DevicePlan
-from sdcli.errors import BadInput, UsageError, nearest
+from sdcli.errors import UsageError, nearest
 from sdcli.models import ModelSpec
 from sdcli.options import Option, options_of
 from sdcli.output import OutputPlan
 from sdcli.request import GenerationRequest, JobOptions
 
 R = TypeVar("R", bound=msgspec.Struct)
+# An origin, and the values that come from there.
+Source: TypeAlias = tuple[str, Mapping[str, Any]]
 RECORDS: tuple[type[msgspec.Struct], ...] = (GenerationRequest, JobOptions, ModelSpec, DevicePlan, OutputPlan)
 DECIDED_LATER = "decided at run time"
+# What a style's template holds the place of what was asked for with.
+PROMPT = "{prompt}"
 # Fields of several values, which are given as JSON where only text can be given.
 JSON = {"tags": ("object", 'tags={"set": "a"}'), "sign": ("array", 'sign=["cert.pem", "key.pem"]')}
 
 
+class Style(str):
+    """A value that does not take the place of what is given, but changes it: for `prompt` a template with {prompt} in it,
+    for `negative_prompt` text that is appended."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """The merged values, by field name, and of each the source that won."""
+    """The merged values, by field name, and of each the source that won; and the styles of `prompt` and
+    `negative_prompt`, (origin, text) in the order in which they are put on."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    styles: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     def build(self, record: type[R], **more: Any) -> R:
-        """Return `record` out of the merged values that are its fields, and `more`."""
-        known = record.__struct_fields__
-        return record(**{k: v for k, v in self.values.items() if k in known}, **more)
+        """Return `record` out of the merged values that are its fields, and `more`.
 
-    def over(self, *sources: tuple[str, Mapping[str, Any]]) -> Merged:
+        A request's negative prompt has its styles on; its prompt has not, for it may have to be expanded first.
+        """
+        known = record.__struct_fields__
+        values = {k: v for k, v in self.values.items() if k in known}
+        if "negative_prompt" in known and (styles := self.styles.get("negative_prompt")):
+            given = values.get("negative_prompt", "")
+            values["negative_prompt"] = ", ".join(filter(None, (given, *(text for _, text in styles))))
+        return record(**values, **more)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt's styles, the innermost first."""
+        return tuple(text for _, text in self.styles.get("prompt", ()))
+
+    def origin(self, name: str, given: str | None = None) -> str | None:
+        """Return where a field's value comes from, its styles named too; None where nothing was said of it.
+
+        `given` is where a prompt stands that is in no source.
+        """
+        before = given or self.origins.get(name)
+        styles = dict.fromkeys(origin for origin, _ in self.styles.get(name, ()))
+        if styles and not given and not self.values.get(name):
+            before = None  # Nothing was there that they could be appended to.
+        return ", ".join([*([before] if before else []), *styles]) or None
+
+    def over(self, *sources: Source) -> Merged:
         """Return these values with stronger sources merged over them."""
         later = merge(*sources)
-        return Merged(values={**self.values, **later.values}, origins={**self.origins, **later.origins})
+        styles = {k: (*self.styles.get(k, ()), *later.styles.get(k, ())) for k in {**self.styles, **later.styles}}
+        return Merged(
+            values={**self.values, **later.values}, origins={**self.origins, **later.origins}, styles=styles
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a command was given, weakest first: `under`, the model's defaults, and `over`, presets and flags. A picture's
-    record comes between them."""
+    """What a command was given, weakest first: `under`, the model's defaults, the settings and the environment, and `over`,
+    presets and flags. A picture's record comes between them."""
 
-    under: tuple[tuple[str, Mapping[str, Any]], ...]
-    over: tuple[tuple[str, Mapping[str, Any]], ...]
+    under: tuple[Source, ...]
+    over: tuple[Source, ...]
 
-    def merged(self, *between: tuple[str, Mapping[str, Any]]) -> Merged:
+    def merged(self, *between: Source) -> Merged:
         """Return all of it merged."""
         return merge(*self.under, *between, *self.over)
 
@@ -70,26 +105,38 @@ def names() -> dict[str, Option]:
     return found
 
 
-def merge(*sources: tuple[str, Mapping[str, Any]]) -> Merged:
+def merge(*sources: Source) -> Merged:
     """Merge sources, (origin, values) from weakest to strongest; None is "not given".
 
     Names are a field's own or its long flags', with `-` or `_`; text is converted to the field's type. `size` stands
-    for width and height. Raises UsageError for an unknown name, a value that does not fit, or one said twice.
+    for width and height. A Style does not replace: it is kept beside the values. Raises UsageError for an unknown name, a
+    value that does not fit, or one said twice.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    styles: dict[str, tuple[tuple[str, str], ...]] = {}
     for origin, source in sources:
         said: dict[str, Any] = {}
         for name, value in source.items():
             if value is None:
                 continue
-            for field, one in _expand(name.replace("-", "_"), value, origin):
-                if field in said:
-                    raise UsageError(f"{origin}: {field} is given twice", "give it once")
-                said[field] = one
+            for key, one in _expand(name.replace("-", "_"), value, origin):
+                if key in said:
+                    raise UsageError(f"{origin}: {key} is given twice", "give it once")
+                said[key] = one
+        for key in [key for key, value in said.items() if isinstance(value, Style)]:
+            styles[key] = (*styles.get(key, ()), (origin, str(said.pop(key))))
         values |= said
         origins |= dict.fromkeys(said, origin)
-    return Merged(values=values, origins=origins)
+    return Merged(values=values, origins=origins, styles=styles)
+
+
+def styled(prompt: str, templates: Iterable[str]) -> str:
+    """Return a prompt with styles put on, one around the other; a style's text stays as it is written."""
+    for template in templates:
+        before, _, after = template.partition(PROMPT)
+        prompt = before + prompt + after
+    return prompt
 
 
 def _expand(name: str, value: Any, origin: str) -> Iterable[tuple[str, Any]]:
@@ -104,7 +151,7 @@ def _expand(name: str, value: Any, origin: str) -> Iterable[tuple[str, Any]]:
     if option is None:
         hint = f"fields are {', '.join(sorted({o.field for o in names().values()}))}"
         raise UsageError(f"{origin}: there is no field {name}{nearest(name, names())}", hint)
-    return [(option.field, convert(name, value, origin))]
+    return [(option.field, value if isinstance(value, Style) else convert(name, value, origin))]
 
 
 def convert(name: str, value: Any, origin: str) -> Any:
@@ -150,26 +197,6 @@ def _literal(hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType) and len(others := [a for a in get_args(hint) if a is not NoneType]) == 1:
         return _literal(others[0])
     return hint if get_origin(hint) is Literal else None
-
-
-def presets_folder() -> Path:
-    """Return where the shipped presets lie: inside an installed package, or in the repository."""
-    inside = Path(__file__).parent / "presets"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "presets"
-
-
-def preset(name: str) -> dict[str, Any]:
-    """Return the values of a shipped preset; UsageError where there is none of that name."""
-    shipped = {f.stem: f for f in sorted(presets_folder().glob("*.toml"))}
-    file = shipped.get(name)
-    if file is None:
-        raise UsageError(f"there is no preset {name}{nearest(name, shipped)}", f"presets are {', '.join(shipped)}")
-    try:
-        values = tomllib.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{file}: {error}", "mend the file") from None
-    values.pop("description", None)
-    return values
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -1,0 +1,221 @@
+"""What is set outside of a command line: the user's and the project's `sdcli.toml`, and the variables `SDCLI_*`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdcli import output
+from sdcli.errors import BadInput, SdcliError, UsageError, nearest
+from sdcli.settings import files
+from sdcli.settings.files import BadFile, Document, Fault
+from sdcli.settings.merge import Merged, Source, is_unicode, merge, names
+
+FILE = "sdcli.toml"
+PREFIX = "SDCLI_"
+# Variables that set no field: the configuration folder.
+VARIABLES = ("SDCLI_CONFIG",)
+# What is no field of a settings file or a variable, and what to do instead.
+REFUSED = {
+    "prompt": "the prompt is given to a command, or in a row; a preset can put a style on it",
+    "preset": "a preset is given with --preset, or extended by another preset",
+}
+Place = Literal["user", "project"]
+ORIGINS: dict[Place, str] = {"user": "user settings", "project": "project settings"}
+
+
+def folder() -> Path:
+    """Return the configuration folder: SDCLI_CONFIG, else the system's (XDG_CONFIG_HOME). It may not be there."""
+    if named := os.environ.get("SDCLI_CONFIG"):
+        return Path(named)
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("sdcli", appauthor=False))
+
+
+def path(place: Place) -> Path:
+    """Return where the settings of a place lie: the configuration folder, or the current one."""
+    return folder() / FILE if place == "user" else Path(FILE)
+
+
+def document(place: Place) -> Document | None:
+    """Return a place's file, None where there is none. Raises BadInput for what is no TOML."""
+    file = path(place)
+    try:
+        return files.read(file, str(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read(place: Place) -> dict[str, Any]:
+    """Return what a place's file sets, by field. Raises BadInput, `FILE:LINE: reason`, for the first thing wrong in it."""
+    found = document(place)
+    if found is None:
+        return {}
+    values, faults = files.fields(found, refused=REFUSED)
+    if faults:
+        raise BadFile(faults[0])
+    return values
+
+
+def environment() -> tuple[Source, ...]:
+    """Return what the variables SDCLI_* set, a source each; an empty one sets nothing.
+
+    Raises UsageError, with the variable's name, for one that sets no field or a value that does not fit.
+    """
+    found: list[Source] = []
+    said: dict[str, str] = {}
+    for variable in sorted(v for v in os.environ if v.startswith(PREFIX) and v not in VARIABLES):
+        text = os.environ[variable]
+        if not text:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name in REFUSED:
+            raise UsageError(f"{variable} is not looked for", REFUSED[name])
+        if name != "size" and name not in names():
+            known = [*VARIABLES, *(PREFIX + n.upper() for n in [*names(), "size"])]
+            raise UsageError(
+                f"{variable} sets nothing{nearest(variable, known)}", f"unset {variable}, or mend its name"
+            )
+        try:
+            values = files.checked(name, text, variable)
+        except SdcliError as error:
+            message = f"{variable}: {error.message.removeprefix(f'{variable}: ')}"
+            raise UsageError(message, error.hint or f"unset {variable}, or mend it") from None
+        for field in values:
+            if field in said:
+                raise UsageError(f"{said[field]} and {variable} both set {field}", "unset one of them")
+        said |= dict.fromkeys(values, variable)
+        found.append((variable, values))
+    return tuple(found)
+
+
+def sources() -> tuple[Source, ...]:
+    """Return all that is set outside of a command line, weakest first: user settings, project settings, variables."""
+    places = ((ORIGINS[place], read(place)) for place in ORIGINS)
+    return (*((origin, values) for origin, values in places if values), *environment())
+
+
+def current() -> Merged:
+    """Return all that is set outside of a command line, merged."""
+    return merge(*sources())
+
+
+# Writing
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a change of a file came to: where it is, whether anything changed, and what is wrong with the rest of it."""
+
+    path: Path
+    changed: bool
+    faults: tuple[Fault, ...]
+
+
+def store(place: Place, name: str, text: str) -> Written:
+    """Set a field in a place's file, which is made if it is not there; comments stay. `text` is converted and checked
+    first, and the file is replaced in one step. Raises UsageError, and BadInput where the file is no TOML."""
+    name = _name(name)
+    if not is_unicode(text):
+        raise UsageError(f"{name} is not UTF-8", "TOML has room for Unicode only")
+    values = files.checked(name, text, "config set")
+    if none := [field for field, value in values.items() if value is None]:
+        raise UsageError(f"{none[0]} can't be set to nothing", f"`sdcli config unset {none[0]}` takes it out")
+
+    def change(toml: Any) -> None:
+        _split_size(toml, values)
+        for field, value in values.items():
+            there = [key for key in toml if _field(key) == field]
+            plain = files.toml_of(value)
+            for key in there[:1] or [field]:
+                toml[key] = plain
+            for key in there[1:]:
+                del toml[key]
+
+    return _edit(place, change)
+
+
+def remove(place: Place, name: str) -> Written:
+    """Take a field out of a place's file, under whichever of its names it stands there; a key that is none too."""
+    plain = name.replace("-", "_")
+    wanted = {"width", "height"} if plain == "size" else {_field(plain)}
+
+    def change(toml: Any) -> None:
+        if plain != "size":
+            _split_size(toml, wanted)
+        for key in [key for key in toml if _field(key) in {*wanted, plain}]:
+            del toml[key]
+
+    written = _edit(place, change, makes=False)
+    if not written.changed:
+        _name(name)  # A name that is none, and is not there either, is a slip.
+    return written
+
+
+def _edit(place: Place, change: Callable[[Any], None], *, makes: bool = True) -> Written:
+    import tomlkit
+
+    # A link to where somebody keeps such files stays one.
+    file = Path(os.path.realpath(path(place)))
+    found = document(place)
+    if found is None and not makes:
+        return Written(path(place), False, ())
+    try:
+        toml = tomlkit.parse(found.text if found is not None else "")
+    except ValueError as error:  # It is stricter than the standard library in a case or two.
+        raise BadInput(f"{path(place)}: {error}", "mend the file") from None
+    change(toml)
+    text = tomlkit.dumps(toml)
+    if found is not None and text == found.text:
+        return Written(path(place), False, ())
+    import tomllib
+
+    after = Document(str(path(place)), text, tomllib.loads(text))
+    _, faults = files.fields(after, refused=REFUSED)
+    output.write(file, text.encode(), overwrite=True)
+    return Written(path(place), True, tuple(faults))
+
+
+def _split_size(toml: Any, fields: Any) -> None:
+    """Turn `size` into width and height where one of these is changed."""
+    if "size" not in toml or not {"width", "height"} & set(fields):
+        return
+    try:
+        sides = files.checked("size", str(toml["size"]), "size")
+    except SdcliError:
+        sides = {}
+    del toml["size"]
+    for field, value in sides.items():
+        toml[field] = value
+
+
+def _field(key: str) -> str:
+    """Return the field that a key means; the key itself where it means none."""
+    plain = str(key).replace("-", "_")
+    return names()[plain].field if plain in names() else plain
+
+
+def _name(name: str) -> str:
+    """Return a field's name as it was given, with `_`; UsageError where there is none of that name."""
+    plain = name.replace("-", "_")
+    if plain in REFUSED:
+        raise UsageError(f"{name} is not set here", REFUSED[plain])
+    if plain != "size" and plain not in names():
+        hint = f"fields are {', '.join(sorted({o.field for o in names().values()}))}"
+        raise UsageError(f"there is no field {name}{nearest(plain, [*names(), 'size'])}", hint)
+    return plain
+
+
+def value(name: str, merged: Merged) -> tuple[str, Any, str]:
+    """Return a name's field, the value that is set, and its origin: the field's own default where nothing sets it."""
+    plain = _name(name)
+    if plain == "size":
+        raise UsageError("size stands for width and height", "ask for each of them")
+    option = names()[plain]
+    if option.field in merged.values:
+        return option.field, merged.values[option.field], merged.origins[option.field]
+    return option.field, option.default, "default"
