@@ -59,18 +59,18 @@ def sdcli(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nobodys_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which nothing is."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(autouse=True)
-def nobodys_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nobodys_settings(nobodys_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide what whoever runs the tests has set: no test, and no process of one, finds settings that it did not make."""
     for variable in [v for v in os.environ if v.startswith("SDCLI_")]:
         monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "nothing"))
+    monkeypatch.setenv("HOME", str(nobodys_home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(nobodys_home / "nothing"))
 
 
 @pytest.fixture

@@ -37,11 +37,6 @@ def saved(name: str, to: Path) -> Path:
     """Build a model and save it as a folder in diffusers' layout."""
     pipeline = BUILDERS[name]()
     pipeline.save_pretrained(to, safe_serialization=True)
-    if name == "PRXPipeline":
-        # diffusers reads the encoder's configuration out of that of a whole T5Gemma.
-        from transformers import T5GemmaConfig
-
-        T5GemmaConfig(encoder=pipeline.text_encoder.config).save_pretrained(to / "text_encoder")
     return to
 
 
@@ -57,7 +52,7 @@ def family(
 
             torch.manual_seed(0)
             with warnings.catch_warnings():
-                # Chroma's transformer and PRX's pipeline use names that diffusers itself wants given up.
+                # Chroma's transformer uses names that diffusers itself wants given up.
                 warnings.simplefilter("ignore", FutureWarning)
                 parts = {k: lively(v) if isinstance(v, torch.nn.Module) else v for k, v in components().items()}
                 pipeline: DiffusionPipeline = getattr(diffusers, name.split()[0])(**parts)
@@ -596,49 +591,6 @@ def kandinsky22() -> dict[str, Any]:
     }
 
 
-@family("IFPipeline")
-def deepfloyd() -> dict[str, Any]:
-    """One that draws pixels, without an autoencoder."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-
-    tokenizer = t5_tokenizer(77)
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=3,
-        out_channels=6,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-        cross_attention_dim=32,
-        encoder_hid_dim=16,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=2,
-        cross_attention_norm="group_norm",
-        resnet_time_scale_shift="scale_shift",
-        act_fn="gelu",
-    )
-    return {
-        "unet": unet,
-        "text_encoder": t5(tokenizer),
-        "tokenizer": tokenizer,
-        "scheduler": DDPMScheduler(
-            beta_schedule="squaredcos_cap_v2",
-            thresholding=True,
-            dynamic_thresholding_ratio=0.95,
-            sample_max_value=1.5,
-            variance_type="learned_range",
-        ),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "watermarker": None,
-        "requires_safety_checker": False,
-    }
-
-
 @family("ChromaPipeline")
 def chroma() -> dict[str, Any]:
     from diffusers import ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
@@ -837,44 +789,6 @@ def lumina() -> dict[str, Any]:
         "text_encoder": GemmaModel(config),
         "tokenizer": tokenizer,
         "scheduler": FlowMatchEulerDiscreteScheduler(),
-    }
-
-
-@family("PRXPipeline")
-def prx() -> dict[str, Any]:
-    from diffusers import FlowMatchEulerDiscreteScheduler, PRXTransformer2DModel
-    from transformers import T5GemmaModuleConfig
-    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
-
-    tokenizer = gemma_tokenizer(length=256)
-    config = T5GemmaModuleConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        layer_types=["full_attention"],
-        dropout_rate=0.0,
-    )
-    transformer = PRXTransformer2DModel(
-        in_channels=4,
-        patch_size=2,
-        context_in_dim=16,
-        hidden_size=16,
-        mlp_ratio=2.0,
-        num_heads=2,
-        depth=1,
-        axes_dim=[4, 4],
-    )
-    return {
-        "transformer": transformer,
-        "vae": autoencoder(**FLUX_VAE),
-        "text_encoder": T5GemmaEncoder(config),
-        "tokenizer": tokenizer,
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "default_sample_size": 256,
     }
 
 
@@ -1085,102 +999,6 @@ def krea2() -> dict[str, Any]:
         "tokenizer": tokenizer,
         "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=6400),
         "text_encoder_select_layers": (0, 1, 2),
-    }
-
-
-@family("HunyuanImagePipeline")
-def hunyuan_image() -> dict[str, Any]:
-    from diffusers import (
-        AdaptiveProjectedMixGuidance,
-        AutoencoderKLHunyuanImage,
-        FlowMatchEulerDiscreteScheduler,
-        HunyuanImageTransformer2DModel,
-    )
-    from transformers import ByT5Tokenizer
-
-    tokenizer, tokenizer_2 = qwen_tokenizer(), ByT5Tokenizer()
-    vae = AutoencoderKLHunyuanImage(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=8,
-        block_out_channels=(32, 32, 32, 32),
-        layers_per_block=1,
-        spatial_compression_ratio=8,
-        sample_size=64,
-        scaling_factor=0.75289,
-    )
-    transformer = HunyuanImageTransformer2DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        patch_size=(1, 1),
-        text_embed_dim=16,
-        text_embed_2_dim=16,
-        rope_axes_dim=(4, 4),
-    )
-    return {
-        "transformer": transformer,
-        "vae": vae,
-        "text_encoder": qwen_vl(tokenizer),
-        "tokenizer": tokenizer,
-        "text_encoder_2": t5(tokenizer_2),
-        "tokenizer_2": tokenizer_2,
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=5.0),
-        "guider": AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=5),
-        "ocr_guider": AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=38),
-    }
-
-
-@family("HiDreamImagePipeline", 1024, 1024)
-def hidream() -> dict[str, Any]:
-    """One that draws a million pixels whatever size is asked for."""
-    from diffusers import HiDreamImageTransformer2DModel, UniPCMultistepScheduler
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer_3, tokenizer_4 = t5_tokenizer(), byte_tokenizer("<|begin_of_text|>", end="<|eot_id|>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer_4),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        bos_token_id=tokenizer_4.bos_token_id,
-        eos_token_id=tokenizer_4.eos_token_id,
-        attn_implementation="eager",
-    )
-    transformer = HiDreamImageTransformer2DModel(
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=1,
-        caption_channels=(16, 16),
-        text_emb_dim=32,
-        num_routed_experts=2,
-        num_activated_experts=1,
-        axes_dims_rope=(4, 2, 2),
-        max_resolution=(32, 32),
-        llama_layers=(0, 1),
-    )
-    return {
-        "transformer": transformer,
-        "vae": autoencoder(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, **FLUX_VAE),
-        "text_encoder": clip(projected=True, max_position_embeddings=248),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": clip(projected=True, max_position_embeddings=218, hidden_act="gelu"),
-        "tokenizer_2": clip_tokenizer(pad_token="!"),
-        "text_encoder_3": t5(tokenizer_3),
-        "tokenizer_3": tokenizer_3,
-        "text_encoder_4": LlamaForCausalLM(config),
-        "tokenizer_4": tokenizer_4,
-        "scheduler": UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
     }
 
 

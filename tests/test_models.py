@@ -134,9 +134,9 @@ LOOKED_AT: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "an index that is a list": (model(lambda f: (f / "model_index.json").write_text("[]")), 65, ("model_index.json",)),
     "an index of bytes": (model(lambda f: (f / "model_index.json").write_bytes(b"\xff\xfe")), 65, ("model_index.json",)),
     "another family": (
-        model(lambda f: disk.edit_json(f / "model_index.json", _class_name="StableDiffusionXLPipeline")),
+        model(lambda f: disk.edit_json(f / "model_index.json", _class_name="StableDiffusionUpscalePipeline")),
         65,
-        ("StableDiffusionXLPipeline", "StableDiffusionPipeline work"),
+        ("StableDiffusionUpscalePipeline", "did you mean StableDiffusion"),
     ),
     "a custom pipeline": (
         model(lambda f: disk.edit_json(f / "model_index.json", _class_name=["my_pipeline", "My"])), 65, ("my_pipeline",),
@@ -166,9 +166,9 @@ LOOKED_AT: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "a header that is too long": (file("long.safetensors", b"\xff" * 99), 65, ("long.safetensors",)),
     "a file that lies": (file("lies.safetensors", b"\x02" + b"\0" * 7 + b"[]"), 65, ("lies.safetensors",)),
     "a checkpoint of another family": (
-        single(more="conditioner.embedders.1.model.ln_final.weight"), 65, ("no Stable Diffusion 1.x or 2.x",),
+        single(more="conditioner.embedders.1.model.ln_final.weight"), 65, ("another model's", "SDXL"),
     ),
-    "a file that is no checkpoint": (single(leave_out="model."), 65, ("no Stable Diffusion 1.x or 2.x",)),
+    "a file that is no checkpoint": (single(leave_out="model."), 65, ("no Stable Diffusion, SDXL",)),
     "an inpainting checkpoint": (single(channels=9), 65, ("inpainting",)),
     "a checkpoint without text encoder": (single(leave_out="cond_stage_model"), 65, ("text encoder",)),
     "a checkpoint without autoencoder": (single(leave_out="first_stage_model"), 65, ("--vae",)),
@@ -275,8 +275,8 @@ HUB_SAYS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
     "pickles only": (["--model", "org/pickled"], 65, ("org/pickled/unet", "pickles only", "--model demo")),
     "no model": (["--model", "org/bare"], 65, ("model_index.json", "--model demo")),
     "no safety checker": (["--model", "org/hollow", "--safety-checker"], 2, ("no safety checker",)),
-    "bad weights": (["--model", "org/garbled"], 65, ("Git LFS", "hf cache rm model/org/garbled")),
-    "bad weights, already here": (["--model", "org/garbled"], 65, ("Git LFS", "hf cache rm model/org/garbled")),
+    "bad weights": (["--model", "org/garbled"], 65, ("Git LFS", "sdcli models rm org/garbled")),
+    "bad weights, already here": (["--model", "org/garbled"], 65, ("Git LFS", "sdcli models rm org/garbled")),
     "gated autoencoder": (["--model", "demo", "--vae", "org/gated"], 77, ("hf auth login",)),
     "no autoencoder": (["--model", "demo", "--vae", "org/hollow"], 65, ("org/hollow", "config.json")),
 }
@@ -295,8 +295,9 @@ def test_refused_by_the_hub(hub_says: dict[str, dict[str, Any]], name: str) -> N
     refused(hub_says[name], *HUB_SAYS[name][1:])
 
 
-def test_nothing_is_downloaded_of_what_is_refused(hub: Hub, hub_says: object) -> None:
-    assert not hub.downloaded("org/pickled") | hub.downloaded("org/bare") | hub.downloaded("org/hollow")
+def test_nothing_but_its_index_is_downloaded_of_what_is_refused(hub: Hub, hub_says: object) -> None:
+    assert not hub.downloaded("org/bare")
+    assert hub.downloaded("org/pickled") | hub.downloaded("org/hollow") == {"model_index.json"}
 
 
 def test_a_hub_that_is_not_there(tmp_path: Path) -> None:
@@ -441,7 +442,9 @@ def test_a_download_that_broke_off_goes_on(hub: Hub, tmp_path: Path) -> None:
 def test_the_configuration_of_a_checkpoint_of_1_x_comes_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     """Where none lies beside it: the configuration only, and once."""
     disk.hollow_checkpoint(tmp_path / "sd.safetensors", width=768)
-    hub.repos[models.DEFAULT] = hub.repos["org/hollow"]
+    folder = disk.hollow(tmp_path / "of-1.x")
+    disk.edit_json(folder / "unet/config.json", cross_attention_dim=768)
+    hub.repos[models.DEFAULT] = Repo(folder)
     hub.asked.clear()
     said, ended = fetch("sd.safetensors", hub, tmp_path).splitlines()
     assert said.startswith(f"downloading {models.DEFAULT} (") and ended == "here None True"
@@ -634,7 +637,8 @@ def test_the_hash_of_a_blob_is_its_name_in_the_cache_and_nowhere_else(tmp_path: 
 
 def test_pieces_are_loaded_only_with_all_their_pieces() -> None:
     names = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    spec = models.Model(name="m", repo="m")
+    parts = {name: ("diffusers", "Anything") for name in ("unet", "vae", "text_encoder")}
+    spec = models.Model(name="m", repo="m", components=parts)
     rest = ["model_index.json", "vae/model.fp16.safetensors", "text_encoder/model.fp16.safetensors"]
     assert set(models.wanted_files([*rest, *names], spec, safety_checker=False)) == {*rest, *names}
     with pytest.raises(models.BadInput, match="no .safetensors"):

@@ -12,11 +12,13 @@ import pytest
 
 from sdcli import __version__
 from sdcli.cli.main import COMMANDS
+from sdcli.models import known
 from sdcli.options import options_of
 from sdcli.settings import RECORDS, presets_folder
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+TABLE = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- help: (\S+) -->\n```\n).*?(```\n)", re.DOTALL)
 
 
@@ -35,7 +37,8 @@ def help_of(command: str) -> str:
 
 
 def renewed(text: str) -> str:
-    """Return the README with each block of help made anew."""
+    """Return the README with each block of help, and the table of models, made anew."""
+    text = TABLE.sub(lambda m: m[1] + known.markdown() + m[2], text)
     return BLOCK.sub(lambda m: m[1] + help_of(m[2]) + m[3], text)
 
 
@@ -43,6 +46,10 @@ def test_help_in_the_readme_is_not_stale() -> None:
     text = README.read_text("utf-8")
     assert [m[1] for m in BLOCK.findall(text)] == list(COMMANDS)
     assert renewed(text) == text, "run `python -m tests.test_readme`"
+
+
+def test_the_table_of_models_is_in_the_readme() -> None:
+    assert TABLE.search(README.read_text("utf-8"))
 
 
 def test_every_option_is_in_the_help() -> None:

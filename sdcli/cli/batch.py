@@ -20,6 +20,7 @@ from sdcli.cli.drawing import (
     Json,
     Loading,
     MaxFailures,
+    Offline,
     Preset,
     Print0,
     Quiet,
@@ -99,12 +100,13 @@ def batch(
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     *,
     typed: dict[str, Any],
 ) -> None:  # fmt: skip
-    results = drawing.begin(as_json=as_json or stream, print0=print0, quiet=quiet, verbose=verbose)
+    results = drawing.begin(as_json=as_json or stream, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
     files = files or []
     if files.count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")

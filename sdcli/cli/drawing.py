@@ -23,7 +23,7 @@ from sdcli.jobs.batch import Planner, Ready, Survey
 from sdcli.jobs.jobs import Asked, Job, Refused, Seeds, of_asked
 from sdcli.jobs.journal import Index, seed_of
 from sdcli.jobs.runner import How, Runner, Tally
-from sdcli.models import Model, ModelSpec
+from sdcli.models import Model, ModelSpec, hub
 from sdcli.output import OutputPlan
 from sdcli.pipeline import Pipeline
 from sdcli.prompts.wildcards import Expander
@@ -52,6 +52,7 @@ Print0 = Annotated[bool, typer.Option("--print0/--no-print0", "-0", show_default
 DryRun = Annotated[
     bool, typer.Option("--dry-run/--no-dry-run", show_default=False, help="Say what would be drawn; draw nothing.")
 ]
+Offline = Annotated[bool, typer.Option("--offline/--no-offline", show_default=False, help="Make no connection.")]
 Quiet = Annotated[bool, typer.Option("--quiet/--no-quiet", "-q", show_default=False, help="Say errors only.")]
 Verbose = Annotated[
     int,
@@ -87,13 +88,14 @@ FailFast = Annotated[
 ]
 
 
-def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int) -> Results:
+def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int, offline: bool = False) -> Results:
     """Set the screen as asked and return where results go; refuse what can't go together."""
     screen.verbosity = -1 if quiet else verbose
     screen.as_json = as_json
     if not screen.draws:
         # Read when huggingface_hub is imported, which looking a model up does.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hub.offline(offline)
     if as_json and print0:
         raise UsageError("--json and --print0 both want stdout", "leave one of them out")
     if sys.stdout is None:

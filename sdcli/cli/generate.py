@@ -9,7 +9,7 @@ import typer
 
 from sdcli import metadata, output, pipeline
 from sdcli.cli import drawing
-from sdcli.cli.drawing import Assign, DryRun, From, Json, Loading, Preset, Print0, Quiet, Size, Verbose
+from sdcli.cli.drawing import Assign, DryRun, From, Json, Loading, Offline, Preset, Print0, Quiet, Size, Verbose
 from sdcli.cli.main import app, screen
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -52,12 +52,13 @@ def generate(
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     *,
     typed: dict[str, Any],
 ) -> None:
-    results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose)
+    results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
     asked = prompts or []
     if [*asked, picture].count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")

@@ -22,6 +22,7 @@ from sdcli.cli.drawing import (
     Json,
     Loading,
     MaxFailures,
+    Offline,
     Preset,
     Print0,
     Quiet,
@@ -82,12 +83,13 @@ def grid(
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     *,
     typed: dict[str, Any],
 ) -> None:
-    results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose)
+    results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
     axes = [grids.axis(letter, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text is not None]
     cells = list(grids.cells(drawing.argument(prompt), axes))
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])

@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import __version__
+from sdcli.cli import completing
 from sdcli.cli.results import Results
 from sdcli.cli.screen import Screen
 from sdcli.errors import Bug, ClosedPipe, Interrupted, OutputFailed, SdcliError, UsageError
 
 app = typer.Typer(
     name="sdcli",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
@@ -51,6 +51,8 @@ def entry() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if sys.stderr is None:  # closed by whoever started us: nobody is to be told
         sys.stderr = open(os.devnull, "w")
+    if completing.VARIABLE in os.environ:
+        os._exit(completing.complete())
     code = main(sys.argv[1:])
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     interrupted = 128 + signal.SIGINT
     try:
         # A command's rooms are imported when it is called for.
-        _import_commands(argv)
+        import_commands(argv)
         code = app(args=list(argv), prog_name="sdcli", standalone_mode=False)
         # Typer makes this code, and no word, of Ctrl-C.
         return _fail(Interrupted(signal.SIGINT), argv) if code == interrupted else code or 0
@@ -76,9 +78,9 @@ def main(argv: Sequence[str]) -> int:
         return _closed_pipe(error)
     except SdcliError as error:
         return _fail(error, argv)
-    except SystemExit:
-        # So Typer ends where its own help meets a closed pipe, and nowhere else.
-        return _closed_pipe(ClosedPipe())
+    except SystemExit as ended:
+        # So Typer ends once it has shown or installed the shells' scripts, and where its own help meets a closed pipe.
+        return _closed_pipe(ClosedPipe()) if ended.code else 0
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is not None:  # Typer's own word on argv
@@ -183,15 +185,15 @@ def _straight(text: str) -> None:
             os.write(2, (("\x1b[?25h" if os.isatty(2) else "") + text).encode())
 
 
-COMMANDS = ("generate", "batch", "grid", "inspect", "verify", "schedulers")
+COMMANDS = ("generate", "batch", "grid", "inspect", "verify", "schedulers", "models", "presets", "config", "doctor")
 
 
-def _import_commands(argv: Sequence[str]) -> None:
+def import_commands(argv: Sequence[str]) -> None:
     """Import the command that argv names; all of them for the overall help, none for the version."""
     from importlib import import_module
 
     named = next((a for a in argv if not a.startswith("-")), None)
-    if named is None and "--version" in argv:
+    if named is None and not {"--version", "--show-completion", "--install-completion"}.isdisjoint(argv):
         return
     for command in [named] if named in COMMANDS else COMMANDS:
         import_module(f"sdcli.cli.{command}")

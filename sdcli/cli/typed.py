@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_origin
 import msgspec
 import typer
 
+from sdcli.cli import completing
 from sdcli.options import Option, options_of, plain_type
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -28,7 +29,7 @@ def options_from(*records: type[msgspec.Struct]) -> Callable[[Callable[..., None
             typed = {o.field: value for o in options if (value := values.pop(o.field)) is not None}
             command(**values, typed=typed)
 
-        parameters = [p for p in own.values() if p.name != "typed"]
+        parameters = [_completed(p) for p in own.values() if p.name != "typed"]
         parameters += [_parameter(o) for o in options]
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -36,6 +37,13 @@ def options_from(*records: type[msgspec.Struct]) -> Callable[[Callable[..., None
         return called
 
     return wrap
+
+
+def _completed(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Let an option of the command's own complete as the field does that it is called after."""
+    for info in getattr(parameter.annotation, "__metadata__", ()):
+        info.autocompletion = info.autocompletion or completing.of_field(parameter.name)
+    return parameter
 
 
 def _parameter(option: Option) -> inspect.Parameter:
@@ -49,6 +57,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     info = typer.Option(
         *flags, help=option.help + default, rich_help_panel=option.panel, show_default=False,
         metavar=None if switch else option.metavar or METAVARS.get(kind, "NAME"),
+        autocompletion=completing.of_field(option.field, option.type),
     )  # fmt: skip
     # What has several values has as many words in argv.
     words = kind if get_origin(kind) is tuple else bool if switch else str

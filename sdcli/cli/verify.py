@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sdcli.cli import drawing
-from sdcli.cli.drawing import Json, Quiet, Verbose
+from sdcli.cli.drawing import Json, Offline, Quiet, Verbose
 from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
@@ -50,10 +50,11 @@ def verify(
         str | None, typer.Option("--vae", metavar="VAE", help="The autoencoder, if it was not the model's own.", show_default=False)
     ] = None,
     as_json: Json = False,
+    offline: Offline = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> int:  # fmt: skip
-    results = drawing.begin(as_json=as_json, print0=False, quiet=quiet, verbose=verbose)
+    results = drawing.begin(as_json=as_json, print0=False, quiet=quiet, verbose=verbose, offline=offline)
     report = Report(results)
     verifier = Verifier(load=report.load, tell=report.tell, say=screen.say, model=model, vae=vae)
     # Those that are not drawn have been told of by then.

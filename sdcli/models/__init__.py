@@ -17,6 +17,7 @@ from sdcli.models.loading import check as check
 from sdcli.models.loading import check_clip_skip as check_clip_skip
 from sdcli.models.loading import check_size as check_size
 from sdcli.models.loading import count_parameters as count_parameters
+from sdcli.models.loading import folder_parts as folder_parts
 from sdcli.models.loading import hashes as hashes
 from sdcli.models.loading import loaded_files as loaded_files
 from sdcli.models.naming import hub_name as hub_name

@@ -29,6 +29,7 @@ class Family:
     scheduler can't be changed, None where it can. `readers` are its tokenizers, the one that reads most first, with how many
     tokens it reads (None: as its tokenizer says). `slices`: its attention can be sliced. `tiles`: its autoencoder can decode in
     tiles. `alone`: the prompts of one pass touch each other's pictures, so that packs are of one.
+    With fewer than `min_steps` its pipeline fails.
     """
 
     class_name: str
@@ -49,6 +50,7 @@ class Family:
     slices: bool = False
     tiles: bool = True
     alone: bool = False
+    min_steps: int = 1
 
 
 FLOW = "it was trained by flow matching, and draws with its own"
@@ -107,7 +109,7 @@ _FAMILIES = (
     Family(
         class_name="PixArtAlphaPipeline",
         name="pixart-alpha", dtype="fp16", defaults=_steps(20, 4.5), patch=2,
-        lacks=_without("clip_skip", "guidance_rescale", "true_cfg_scale"), readers=(("tokenizer", 120),),
+        lacks=_without("clip_skip", "guidance_rescale", "true_cfg_scale"), readers=(("tokenizer", 120),), min_steps=2,
     ),
     Family(
         class_name="PixArtSigmaPipeline",
@@ -141,13 +143,14 @@ _FAMILIES = (
     ),
     Family(
         class_name="Kandinsky3Pipeline",
-        name="kandinsky-3", dtype="fp16", defaults=_steps(25, 3.0), denoiser="unet", autoencoder="movq", side=1024, multiple=64, tiles=False,
+        name="kandinsky-3", dtype="fp16", defaults=_steps(25, 3.0), denoiser="unet", autoencoder="movq", side=1024,
+        multiple=64, tiles=False,
         own_scheduler="its pipeline knows its own alone", lacks=_NO_NOISE, readers=(("tokenizer", 128),), alone=True,
     ),
     Family(
         class_name="QwenImagePipeline",
         name="qwen-image", defaults=_steps(50, 4.0), patch=2, guidance="true-cfg", own_scheduler=FLOW, lacks=_NO_NOISE,
-        readers=(("tokenizer", 512),), alone=True,
+        readers=(("tokenizer", 512),), alone=True, min_steps=2,
     ),
     Family(
         class_name="ZImagePipeline",
@@ -169,6 +172,24 @@ _FAMILIES = (
         class_name="OvisImagePipeline",
         name="ovis-image", defaults=_steps(50, 5.0), patch=2, own_scheduler=FLOW, lacks=_NO_NOISE,
         readers=(("tokenizer", 256),),
+    ),
+    Family(
+        class_name="SanaSprintPipeline",
+        name="sana-sprint", defaults=_steps(2, 4.5), sample=32, multiple=32, guidance="built-in",
+        own_scheduler="it was distilled to be drawn with its own (SCM)",
+        lacks={**_NO_NOISE, "negative_prompt": NO_NEGATIVE}, readers=(("tokenizer", 300),),
+    ),
+    Family(
+        class_name="Krea2Pipeline",
+        name="krea-2", defaults=_steps(28, 4.5), side=1024, patch=2, unguided=0.0, own_scheduler=FLOW, lacks=_NO_NOISE,
+        readers=(("tokenizer", 512),),
+    ),
+    Family(
+        class_name="KandinskyV22CombinedPipeline",
+        name="kandinsky-2.2", dtype="fp16", defaults=_steps(50, 4.0), denoiser="unet", autoencoder="movq", side=512,
+        multiple=64, slices=True, tiles=False, own_scheduler="its pipeline knows its own alone",
+        lacks={**_NO_NOISE, "negative_prompt": "its pipeline of diffusers fails on it"},
+        readers=(("prior_tokenizer", None),),
     ),
 )  # fmt: skip
 FAMILIES = {f.class_name: f for f in _FAMILIES}

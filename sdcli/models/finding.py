@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sdcli.errors import BadInput
+from sdcli.errors import BadInput, UsageError
+from sdcli.models import aliases
+from sdcli.models.families import FAMILIES
 from sdcli.models.files import of_file
 from sdcli.models.folders import of_folder
 from sdcli.models.hub import of_cache
@@ -28,19 +31,49 @@ def find(spec: ModelSpec) -> Model:
     """
     try:
         known = ALIASES.get(spec.model)
-        if known is None or known.repo is None:
-            named = Weights(name=DEMO, path=demo_folder()) if known else locate(spec.model, "model", AT_ONCE)
-        else:
-            named = Weights(name=spec.model, repo=known.repo)
+        named = named_by(spec.model)
         vae = find_vae(spec.vae) if spec.vae is not None else None
-        model = _looked_at(Model(**vars(named), vae=vae), spec.safety_checker)
+        config = _find_config(spec.model_config, named) if spec.model_config is not None else None
+        model = _looked_at(Model(**vars(named), vae=vae, named_config=config), spec.safety_checker)
     except OSError as error:
         raise BadInput(
             f"{spec.model} can't be looked at: {error.strerror or error}", "check its permissions"
         ) from error
     if known is None and model.repo:
         known = next((k for k in KNOWN if k.repo == model.repo), None)
+    if known is not None and model.family is None:
+        # What its family can't use is refused before it is downloaded.
+        model = replace(model, family=FAMILIES[known.family])
     return with_defaults(replace(model, defaults=known.defaults if known else {}))
+
+
+def named_by(name: str) -> Weights:
+    """Return what a name means, as far as the name says it. sdcli's own names come first, the user's next."""
+    known = ALIASES.get(name)
+    if known is not None:
+        return Weights(name=name, repo=known.repo) if known.repo else Weights(name=DEMO, path=demo_folder())
+    target = aliases.target_of(name)
+    if target is None:
+        return locate(name, "model", AT_ONCE, _aliases())
+    hint = f"{name} is an alias of yours: `sdcli models alias --rm {name}` takes it away"
+    return replace(locate(target, "model", hint), name=name)
+
+
+def _find_config(name: str, model: Weights) -> Weights:
+    """Return where a single file's configuration is to come from: a folder, or a repository on the hub."""
+    if not model.single_file:
+        raise UsageError(f"{model.name} is no single file, and has its own configuration", "leave --model-config out")
+    known = ALIASES.get(name)
+    config = Weights(name=name, repo=known.repo) if known and known.repo else locate(name, "configuration", AT_ONCE)
+    if config.path is not None and not (config.path / "model_index.json").exists():
+        raise BadInput(f"{name} has no model_index.json", "name a folder in diffusers' layout, or a hub id")
+    return config
+
+
+def _aliases() -> Iterator[str]:
+    """Yield the names that a name may have been meant for; the user's are read where one is looked for."""
+    yield from ALIASES
+    yield from aliases.names()
 
 
 def _looked_at(model: Model, checker: bool) -> Model:

@@ -19,7 +19,7 @@ from sdcli.models.weights import check_weights, read_json
 
 # Components that drawing from text does without.
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
-_NO_WEIGHTS = re.compile(r"Tokenizer|(Scheduler|Processor(Fast)?|FeatureExtractor)$")
+_NO_WEIGHTS = re.compile(r"Tokenizer|Processor|FeatureExtractor|Scheduler$")
 _TOKENIZERS = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
@@ -36,6 +36,7 @@ class Denoiser(msgspec.Struct):
     sample_size: int | tuple[int, int] | None = None
     cross_attention_dim: int | tuple[int, ...] | None = 1280
     guidance_embeds: bool = True
+    num_layers: int | None = None
 
 
 class VaeConfig(msgspec.Struct):

@@ -15,18 +15,28 @@ from sdcli.request import GenerationRequest
 def loaded_files(model: Model) -> dict[str, Path]:
     """Return the weight files that decide pixels, by their path in the model's folder (`--vae/...`: another autoencoder's)."""
     assert model.path is not None
+    found: dict[str, Path] = {}
     if model.single_file:
         found = {model.path.name: model.path}
-    else:
-        found = {}
-        for part in parts_of(model, checker=False):
-            names = by_variant(files_in(model.path / part))[model.variant]
-            found |= {f"{part}/{name}": model.path / part / name for name in names}
+    if not model.single_file or model.alone:
+        folder = model.configs
+        assert folder is not None
+        for part in folder_parts(model):
+            names = by_variant(files_in(folder / part))[model.variant]
+            found |= {f"{part}/{name}": folder / part / name for name in names}
     vae = model.vae
     if vae is not None and vae.path is not None:
         names = [""] if vae.single_file else by_variant(files_in(vae.path))[vae.variant]
         found |= {f"--vae/{name or vae.path.name}": vae.path / name for name in names}
     return found
+
+
+def folder_parts(model: Model) -> tuple[str, ...]:
+    """Return the components whose weights come from a folder in diffusers' layout."""
+    if model.single_file and not model.alone:
+        return ()
+    assert model.family is not None
+    return tuple(p for p in parts_of(model, checker=False) if not (model.alone and p == model.family.denoiser))
 
 
 def check(request: GenerationRequest, model: Model) -> None:
@@ -38,6 +48,11 @@ def check(request: GenerationRequest, model: Model) -> None:
     for field, reason in family.lacks.items():
         if getattr(request, field) != _DEFAULTS[field]:
             raise UsageError(f"{model.name} ({family.name}) can't use {field}: {reason}", f"leave {field} out")
+    if request.num_inference_steps < family.min_steps:
+        raise UsageError(
+            f"{model.name} ({family.name}) can't draw in {request.num_inference_steps} steps",
+            f"--steps is at least {family.min_steps}",
+        )
     if request.scheduler and family.own_scheduler is not None:
         raise UsageError(
             f"{model.name} ({family.name}) can't use another scheduler: {family.own_scheduler}", "leave --scheduler out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from sdcli.errors import BadInput, InputMissing, ModelUnavailable, nearest
@@ -11,9 +12,9 @@ from sdcli.models.spec import Weights
 from sdcli.models.weights import PICKLES
 
 
-def locate(name: str, what: str, hint: str) -> Weights:
-    """Return what a name means: a file or folder that is there, or a hub id."""
-    path = _path(name)
+def locate(name: str, what: str, hint: str, aliases: Iterable[str] = ALIASES) -> Weights:
+    """Return what a name means: a file or folder that is there, or a hub id; the nearest of `aliases` are named."""
+    path = as_path(name)
     if path is not None:
         if path.suffix.lower() in PICKLES:
             raise BadInput(
@@ -25,11 +26,11 @@ def locate(name: str, what: str, hint: str) -> Weights:
         return Weights(name=name, path=path)
     repo, _, revision = name.partition("@")
     if repo.count("/") != 1:
-        raise ModelUnavailable(f"there is no {what} called {name}{nearest(name, ALIASES)}", hint)
+        raise ModelUnavailable(f"there is no {what} called {name}{nearest(name, aliases)}", hint)
     return Weights(name=name, repo=repo, revision=revision or None)
 
 
-def _path(name: str) -> Path | None:
+def as_path(name: str) -> Path | None:
     """Return a name as a path, None where it is a hub id or an alias."""
     try:
         path = Path(name).expanduser()
@@ -47,6 +48,12 @@ _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{6,64}")
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a text has the form of a hub id, with @REVISION or without."""
+    repo, at, revision = name.partition("@")
+    return bool(_REPO.fullmatch(repo)) and (not at or bool(re.fullmatch(r"[\w./+-]+", revision)))
+
+
 def hub_name(repo: str, commit: str | None) -> str | None:
     """Return the name of a hub's model at a commit, None for what is no such name or would be taken for a path here.
 
@@ -54,4 +61,4 @@ def hub_name(repo: str, commit: str | None) -> str | None:
     """
     name = f"{repo}@{commit}" if commit is not None else repo
     fits = _REPO.fullmatch(repo) and (commit is None or _COMMIT.fullmatch(commit)) and ".." not in repo
-    return name if fits and _path(name) is None and _path(repo) is None else None
+    return name if fits and as_path(name) is None and as_path(repo) is None else None

@@ -31,6 +31,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         str | None,
         meta("Another autoencoder: folder, file or hub id.", "--vae", panel=WHICH, metavar="VAE"),
     ] = None
+    model_config: Annotated[
+        str | None,
+        meta(
+            "A single file's configuration: folder or hub id.",
+            "--model-config", panel=WHICH, metavar="MODEL",
+        ),
+    ] = None  # fmt: skip
     safety_checker: Annotated[
         bool,
         meta("Load it, and say what it flags.", "--safety-checker", panel=WHICH),
@@ -65,12 +72,15 @@ class Model(Weights):
     `components` are its parts that are not null: library and class, by name. `size` is the width and height in pixels that it
     was trained for, None where its configuration is not here yet; `multiple` is what both are multiples of; `scheduler` is
     the configuration of its own scheduler, `encoder_layers` its text encoder's depth; `guided` is False for one that guidance
-    has no effect on; `vae` is the autoencoder that takes the place of its own.
+    has no effect on; `vae` is the autoencoder that takes the place of its own. Of a single file `alone` says that only the network
+    that predicts noise is in it, and `named_config` where its configuration is to come from.
     """
 
     family: Family | None = None
     components: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     guided: bool = True
+    alone: bool = False
+    named_config: Weights | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     multiple: int = 8

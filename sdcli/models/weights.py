@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from sdcli.errors import BadInput
+from sdcli.errors import BadInput, UsageError
 from sdcli.models.spec import Incomplete
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -23,12 +25,16 @@ T = TypeVar("T")
 def read_json(file: Path, type: type[T]) -> T:
     """Return a JSON file as `type`; Incomplete where it is not there, BadInput where it is not that."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=type)
+        content = file.read_bytes()
+        if b"Infinity" in content or b"NaN" in content:
+            # No JSON, but Python writes it: schedulers' configurations have lambda_min_clipped at -Infinity.
+            return msgspec.convert(json.loads(content), type)
+        return msgspec.json.decode(content, type=type)
     except FileNotFoundError:
         raise Incomplete(f"{file} is missing", "a model's folder has the layout that diffusers saves") from None
     except OSError as error:
         raise BadInput(f"{file} can't be read: {error.strerror}", "check its permissions") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BadInput(f"{file} is no configuration: {error}".replace("`", ""), "fetch the model again") from error
 
 
@@ -49,8 +55,8 @@ def by_variant(names: Iterable[str]) -> dict[str | None, list[str]]:
     return {v: names for v, names in found.items() if len(names) == pieces[v]}
 
 
-def common_variant(components: Mapping[str, Iterable[str]], prefer: str | None, where: str) -> str | None:
-    """Return the variant that all components have: the preferred one, the plain one, or else the first."""
+def common_variant(components: Mapping[str, Iterable[str]], prefer: Sequence[str], where: str) -> str | None:
+    """Return the variant that all components have: the first that is preferred, the plain one, or else any."""
     kinds = []
     for part, names in components.items():
         names = list(names)
@@ -67,7 +73,10 @@ def common_variant(components: Mapping[str, Iterable[str]], prefer: str | None, 
     if not common:
         # diffusers would mix them, in silence.
         raise Incomplete(f"{where} has no precision that all its components have", "fetch the model again")
-    return prefer if prefer in common else None if None in common else sorted(filter(None, common))[0]
+    for variant in (*prefer, None):
+        if variant in common:
+            return variant
+    return sorted(filter(None, common))[0]
 
 
 def files_in(folder: Path) -> list[str]:
@@ -77,7 +86,7 @@ def files_in(folder: Path) -> list[str]:
 def check_weights(folder: Path, parts: Sequence[str]) -> str | None:
     """Return the variant to load of a folder's components (None: plain); refuse pickles and what is cut off."""
     names = {part: files_in(folder / part) for part in parts}
-    variant = common_variant(names, None, str(folder))
+    variant = common_variant(names, (), str(folder))
     for part in parts:
         for name in by_variant(names[part])[variant]:
             read_header(folder / part / name)
@@ -85,7 +94,29 @@ def check_weights(folder: Path, parts: Sequence[str]) -> str | None:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file (format: huggingface.co/docs/safetensors); BadInput where it is cut."""
+    """Return what a weight file's header says of its tensors: `dtype` and `shape` by name; BadInput where it is cut.
+
+    Formats: huggingface.co/docs/safetensors, and GGUF (github.com/ggml-org/ggml, docs/gguf.md).
+    """
+    return _gguf_header(file) if file.suffix.lower() == ".gguf" else _safetensors_header(file)
+
+
+def _gguf_header(file: Path) -> dict[str, Any]:
+    if find_spec("gguf") is None:
+        raise UsageError(f"{file} is GGUF, and the package gguf is not installed", "pip install 'sdcli[gguf]'")
+    from gguf import GGUFReader
+
+    # What its reader raises for a file that is none, or was cut off, has no common base.
+    try:
+        tensors = GGUFReader(file).tensors
+        # GGUF counts dimensions from the innermost.
+        return {t.name: {"dtype": t.tensor_type.name, "shape": [int(n) for n in reversed(t.shape)]} for t in tensors}
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{file} is no GGUF file, or was cut off: {reason}", "fetch the file again") from error
+
+
+def _safetensors_header(file: Path) -> dict[str, Any]:
     hint = "fetch the file again"
     try:
         size = file.stat().st_size
@@ -119,17 +150,37 @@ def channels_of(shapes: Mapping[str, Sequence[int]], key: str) -> int | None:
 
 
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file in hex; where it lies in the hub's cache, its blob's name is that already."""
+    """Return the SHA-256 of a file in hex, without reading it where that is known already.
+
+    Where it lies in the hub's cache, its blob's name is that; of other files it is remembered (see `remembered`).
+    """
     about = file.stat()
-    return _sha256_of(file.absolute(), about.st_size, about.st_mtime_ns)
+    return _sha256_of(file.absolute(), about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @cache
-def _sha256_of(file: Path, size: int, changed: int) -> str:
+def _sha256_of(file: Path, size: int, changed: int, inode: int) -> str:
+    if named := named_sha256(file):
+        return named
+    from sdcli.models import remembered
+
+    about = file.stat()
+    found = remembered.recall(file, about)
+    if found is None:
+        found = digest(file)
+        remembered.remember(file, about, found)
+    return found
+
+
+def named_sha256(file: Path) -> str | None:
+    """Return the SHA-256 that the hub's cache has named a file with, None for one that does not lie there."""
     # The link itself, not where it ends: a blob may be a link on to a store where other hashes are the names.
     target = Path(os.readlink(file)) if file.is_symlink() else file
-    if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name):
-        return target.name
+    return target.name if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name) else None
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file in hex; it is read from end to end."""
     with file.open("rb") as stream:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)

@@ -18,6 +18,8 @@ def kernels(device: str, dtype: str) -> tuple[str, ...]:
     Each is run once, by itself (docs.pytorch.org/docs/stable/generated/torch.nn.attention.sdpa_kernel.html); PyTorch takes
     one of them for each call, the full matrix (`math`) where none of the others can. In this order: flash, cudnn, efficient, math.
     """
+    if device.startswith("mps"):
+        return ("math",)  # Metal has one of its own for all, which the choice below does not reach.
     import_libraries()
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -17,6 +17,8 @@ from sdcli.pipeline.drawing import Pipeline, Say, quiet
 from sdcli.pipeline.machine import import_libraries, out_of_memory, probe
 from sdcli.pipeline.requests import identity
 
+# Bytes: what PyTorch's allocation on a CPU is aligned to.
+ALIGNMENT = 64
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -74,14 +76,16 @@ def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
     try:
         if model.vae is not None:
             parts["vae"] = _load_vae(model.vae, dtype)
-        if model.single_file:
+        if model.single_file and not model.alone:
             pipe = kind.from_single_file(
                 str(model.path), config=str(model.config), dtype=dtype, local_files_only=True, **parts
             )
         else:
             parts |= _load_encoders(model, dtype)
+            if model.alone:
+                parts[model.family.denoiser] = _load_denoiser(model, dtype)
             pipe = kind.from_pretrained(
-                model.path, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True, **parts
+                model.configs, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True, **parts
             )
         if checker:
             _load_checker(pipe, model, dtype)
@@ -101,7 +105,21 @@ def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
     for part, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
             _check_whole(model, part, [name for name, p in component.named_parameters() if p.is_meta])
+            _align(component)
     return pipe
+
+
+def _align(component: Any) -> None:
+    """Move weights to where PyTorch's own allocation would have put them.
+
+    Out of a file that is mapped into memory they lie at any address, and the CPU's kernels take other ways then: the same
+    weights would draw other bits out of a folder than out of a single file.
+    """
+    import torch
+
+    for tensor in (*component.parameters(), *component.buffers()):
+        if type(tensor.data) is torch.Tensor and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _load_encoders(model: Model, dtype: Any) -> dict[str, Any]:
@@ -110,9 +128,24 @@ def _load_encoders(model: Model, dtype: Any) -> dict[str, Any]:
 
     return {
         part: _load_whole(getattr(transformers, model.components[part][1]), model, part, dtype)
-        for part in models.parts_of(model, checker=False)
+        for part in models.folder_parts(model)
         if model.components[part][0] == "transformers"
     }
+
+
+def _load_denoiser(model: Model, dtype: Any) -> Any:
+    """Load the network that predicts noise from a file of its own."""
+    import diffusers
+
+    assert model.family is not None and model.path is not None
+    part = model.family.denoiser
+    more: dict[str, Any] = {}
+    if model.path.suffix.lower() == ".gguf":
+        more["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    kind = getattr(diffusers, model.components[part][1])
+    return kind.from_single_file(
+        str(model.path), config=str(model.config), subfolder=part, dtype=dtype, local_files_only=True, **more
+    )
 
 
 def _load_vae(vae: Weights, dtype: Any) -> Any:
@@ -127,9 +160,9 @@ def _load_vae(vae: Weights, dtype: Any) -> Any:
 
 def _load_whole(kind: Any, model: Model, part: str, dtype: Any) -> Any:
     """Load a component of transformers, which fills weights that are missing with random ones and says nothing."""
-    assert model.path is not None
+    assert model.configs is not None
     loaded, told = kind.from_pretrained(
-        model.path / part, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True,
+        model.configs / part, dtype=dtype, variant=model.variant, use_safetensors=True, local_files_only=True,
         output_loading_info=True,
     )  # fmt: skip
     _check_whole(model, part, sorted(told["missing_keys"]))

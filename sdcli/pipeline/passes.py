@@ -266,7 +266,10 @@ class Whole:
     def denoise(self, pack: Sequence[GenerationRequest], listener: Listener | None) -> Any:
         """Return the pictures (pack, height, width, 3) as numbers from 0 to 1."""
         self.decoding = 0.0
-        return self.pipe(**self._arguments(pack), **self._hearing(listener)).images
+        with warnings.catch_warnings():
+            # diffusers tells of names of its own that its own pipelines still use.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+            return self.pipe(**self._arguments(pack), **self._hearing(listener)).images
 
     def _arguments(self, pack: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Return what the pipeline is called with; what it does not take was refused, or is at its default."""
@@ -295,7 +298,10 @@ class Whole:
         elif guided and (any(negative) or self.family.guidance == "built-in"):
             # Some models want none to be told apart from an empty one.
             given["negative_prompt"] = negative
-        return {k: v for k, v in given.items() if k in self.takes and v is not None}
+        given = {k: v for k, v in given.items() if k in self.takes and v is not None}
+        if "intermediate_timesteps" in self.takes and first.num_inference_steps != 2:
+            given["intermediate_timesteps"] = None  # its default is for two steps
+        return given
 
     def _hearing(self, listener: Listener | None) -> dict[str, Any]:
         if listener is None:
@@ -314,7 +320,7 @@ class Whole:
 
         if "callback_on_step_end" in self.takes:
             return {"callback_on_step_end": at_end}
-        # PixArt's, AuraFlow's older way.
+        # The older way, PixArt's.
         return {"callback": lambda _, timestep, latents: hear(timestep, latents), "callback_steps": 1}
 
     def images(self, denoised: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
@@ -330,7 +336,7 @@ class Whole:
     def trial(self, request: GenerationRequest, size: int) -> int:
         import msgspec
 
-        few = msgspec.structs.replace(request, num_inference_steps=1, seed=0)
+        few = msgspec.structs.replace(request, num_inference_steps=self.family.min_steps, seed=0)
         self.pipe.scheduler = schedulers.renew(self.owner.own_scheduler)
         with _Counting(getattr(self.pipe, self.family.denoiser)) as counting, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sdcli import output
 from sdcli.errors import BadInput, SdcliError, UsageError, nearest
+from sdcli.models.places import config_folder as folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
 from sdcli.settings.merge import Merged, Source, is_unicode, merge, names
@@ -25,15 +26,6 @@ REFUSED = {
 }
 Place = Literal["user", "project"]
 ORIGINS: dict[Place, str] = {"user": "user settings", "project": "project settings"}
-
-
-def folder() -> Path:
-    """Return the configuration folder: SDCLI_CONFIG, else the system's (XDG_CONFIG_HOME). It may not be there."""
-    if named := os.environ.get("SDCLI_CONFIG"):
-        return Path(named)
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("sdcli", appauthor=False))
 
 
 def path(place: Place) -> Path:
