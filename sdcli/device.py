@@ -93,6 +93,7 @@ def decide(
     `slices` and `tiles`: attention can be sliced, and the autoencoder can decode in tiles. Raises UsageError for a device
     that is not there, and for a combination that can't work.
     """
+    _check_family(plan, slices, tiles)
     reasons: dict[str, str] = {}
     there = {a.device: a for a in probe.accelerators}
     if plan.device == "auto":
@@ -128,8 +129,6 @@ def decide(
     # What is offloaded does not lie there while attention is computed, or hardly.
     weight_bytes = parameters * (4 if dtype == "fp32" else 2) if plan.offload == "none" else 0
     slicing = plan.attention_slicing
-    if not slices and slicing not in ("auto", "off"):
-        raise UsageError("this family's attention can't be sliced", "leave --attention-slicing out")
     if slicing != "auto":
         reasons["attention_slicing"] = "asked for"
     elif not slices:
@@ -143,8 +142,6 @@ def decide(
         slicing, reasons["attention_slicing"] = "on", f"{free:.1f} GiB are free after the weights, under 4"
     else:
         slicing, reasons["attention_slicing"] = "off", "PyTorch's scaled-dot-product attention does better"
-    if plan.vae_tiling and not tiles:
-        raise UsageError("this family's autoencoder can't decode in tiles", "leave --vae-tiling out")
     reasons["vae_tiling"] = "asked for" if plan.vae_tiling else "not asked for"
     return Decision(
         device=device, dtype=dtype, attention_slicing=slicing, vae_tiling=plan.vae_tiling, offload=plan.offload,
@@ -160,7 +157,15 @@ def fp16_on_cpu() -> UsageError:
     )
 
 
-def check(plan: DevicePlan) -> None:
+def check(plan: DevicePlan, *, slices: bool = True, tiles: bool = True) -> None:
     """Refuse what can be refused before the machine is probed."""
+    _check_family(plan, slices, tiles)
     if plan.device == "cpu":
         decide(plan, Probe())
+
+
+def _check_family(plan: DevicePlan, slices: bool, tiles: bool) -> None:
+    if not slices and plan.attention_slicing not in ("auto", "off"):
+        raise UsageError("this family's attention can't be sliced", "leave --attention-slicing out")
+    if not tiles and plan.vae_tiling:
+        raise UsageError("this family's autoencoder can't decode in tiles", "leave --vae-tiling out")

@@ -190,3 +190,30 @@ def test_a_family_that_is_not_there(sdcli: Sdcli, tmp_path: Path) -> None:
     (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     done = sdcli("generate", "a star", "-m", "model/", "--dry-run")
     assert done.code == 65 and "WanPipeline" in done.stderr and "FluxPipeline" in done.stderr
+
+
+def test_before_torch_and_before_a_download(sdcli: Sdcli) -> None:
+    """What a family can't use is refused for a model that is not here; a look's negative text is left out, and said."""
+    done = sdcli("generate", "a star", "-m", "flux-dev", "--negative", "a moon", "--dry-run")
+    assert done.code == 2 and "true_cfg_scale" in done.stderr
+    done = sdcli("generate", "a star", "-m", "flux-dev", "-p", "oil", "--dry-run", "--json")
+    assert done.code == 0 and "left out" in done.stderr
+    request = done.events[0]["request"]
+    assert request["negative_prompt"] == "" and request["prompt"].startswith("oil painting of a star")
+    done = sdcli(
+        "generate", "a star", "-m", "flux-dev", "-p", "oil", "--set", "true_cfg_scale=2", "--dry-run", "--json"
+    )
+    assert "photograph" in done.events[0]["request"]["negative_prompt"]
+    done = sdcli("generate", "a star", "-m", "flux-dev", "--attention-slicing", "on", "--dry-run")
+    assert done.code == 2 and "sliced" in done.stderr
+
+
+def test_rows_are_refused_before_anything_is_drawn(folders: Any, sdcli: Sdcli, tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("a star\na moon --negative clouds\na sun --preset oil\n")
+    folder = str(folders("FluxPipeline"))
+    done = sdcli("batch", "rows.txt", "-m", folder, "--size", "64x64", "--steps", "1", "--json")
+    assert done.code == 65 and not any(e["event"] == "image" for e in done.events)
+    bad = [e for e in done.events if e["event"] == "error"]
+    assert [e["line"] for e in bad] == [2] and "true_cfg_scale" in bad[0]["hint"]
+    done = sdcli("batch", "rows.txt", "-m", folder, "--size", "64x64", "--steps", "1", "--json", "--skip-bad-rows")
+    assert sorted(e["line"] for e in done.events if e["event"] == "image") == [1, 3]

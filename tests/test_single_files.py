@@ -102,7 +102,9 @@ def test_what_is_refused(sdcli: Sdcli, tmp_path: Path) -> None:
         assert done.code == code and all(w in done.stderr for w in words), (argv, done.stderr)
 
 
-def test_without_a_configuration_the_hub_is_asked(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_configuration_the_hub_is_asked(
+    sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And which repository that would be is said."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     flux = families.saved("FluxPipeline", tmp_path / "models" / "flux")

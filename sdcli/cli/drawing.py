@@ -129,7 +129,12 @@ def resolve(
         under = (*under, ("picture", {"model": models_of.pop()}))
     given = settings.merge(*under, *over)
     model = _model(given)
-    device.check(given.build(DevicePlan))
+    plan, family = given.build(DevicePlan), model.family
+    device.check(plan, slices=family is None or family.slices, tiles=family is None or family.tiles)
+    if not models.heeds_negative(model, given.values.get("true_cfg_scale", 1.0)):
+        over = settings.without_negative(over)
+        if "negative_prompt" in given.styles:
+            screen.say(f"{model.name} reads no negative prompt: that of the presets is left out")
     return Given(under=((f"model {model.name}", model.defaults), *under), over=over), model
 
 

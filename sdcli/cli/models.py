@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdcli.cli import completing
 from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
@@ -40,7 +41,10 @@ Examples:
 )
 app.add_typer(commands, name="models")
 
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="What --model takes.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="What --model takes.", autocompletion=completing.models),
+]
 Json = Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")]
 Offline = Annotated[bool, typer.Option("--offline/--no-offline", show_default=False, help="Make no connection.")]
 Quiet = Annotated[bool, typer.Option("--quiet/--no-quiet", "-q", show_default=False, help="Say errors only.")]
@@ -282,7 +286,7 @@ Examples:
 """
 )
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What --model takes.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What --model takes.", autocompletion=completing.models)],
     probe: Annotated[bool, typer.Option("--probe/--no-probe", show_default=False, help="Ask this machine.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,

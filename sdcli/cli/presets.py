@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import settings
+from sdcli.cli import completing
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
@@ -39,7 +40,10 @@ Examples:
 app.add_typer(commands, name="presets")
 
 Json = Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A preset's name, or the path of its file.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A preset's name, or the path of its file.", autocompletion=completing.presets),
+]
 # What a model decides, if nobody does: a picture's own is kept even where it is what most models do.
 OF_A_MODEL = ("num_inference_steps", "guidance_scale")
 
@@ -203,7 +207,10 @@ Examples:
 )
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Names or paths; else all.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...", help="Names or paths; else all.", show_default=False, autocompletion=completing.presets
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from sdcli import metadata, output, pipeline, settings
+from sdcli import metadata, models, output, pipeline, settings
 from sdcli.errors import BadInput, SdcliError, UsageError
 from sdcli.jobs import again, rows
 from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, of_asked, pack_size
@@ -81,6 +81,8 @@ class Planner:
                         f"preset {name} sets {option.field}, which is set for the whole run",
                         f"give it as --preset {name}",
                     )
+            if not models.heeds_negative(self.model, self.base.values.get("true_cfg_scale", 1.0)):
+                sources = settings.without_negative(sources)
             self._presets[name] = sources
         return self._presets[name]
 
@@ -95,14 +97,7 @@ class Planner:
     def asked(self, merged: Merged, origin: str, line: int | None = None, *, was_expanded: bool = False) -> Asked:
         """Return what merged values ask for. Raises what can be known to be wrong with it."""
         request, options = merged.build(GenerationRequest), merged.build(JobOptions)
-        key = (
-            request.scheduler,
-            request.eta,
-            request.num_inference_steps,
-            request.width,
-            request.height,
-            request.clip_skip,
-        )
+        key = pipeline.shape(request)
         if key not in self._checked:
             check(request, self.model)
             if len(self._checked) < WINDOW:

@@ -19,6 +19,7 @@ from sdcli.models.loading import check_size as check_size
 from sdcli.models.loading import count_parameters as count_parameters
 from sdcli.models.loading import folder_parts as folder_parts
 from sdcli.models.loading import hashes as hashes
+from sdcli.models.loading import heeds_negative as heeds_negative
 from sdcli.models.loading import loaded_files as loaded_files
 from sdcli.models.naming import hub_name as hub_name
 from sdcli.models.spec import Model as Model

@@ -57,18 +57,25 @@ def check(request: GenerationRequest, model: Model) -> None:
         raise UsageError(
             f"{model.name} ({family.name}) can't use another scheduler: {family.own_scheduler}", "leave --scheduler out"
         )
-    if family.guidance == "built-in" and "negative_prompt" not in family.lacks:
-        if request.negative_prompt and request.true_cfg_scale <= 1:
-            raise UsageError(
-                f"{model.name} ({family.name}) can't use a negative prompt as it is: its guidance is built in",
-                "--set true_cfg_scale=2 or so makes a second pass, which reads it, and takes twice the time",
-            )
+    if request.negative_prompt and not heeds_negative(model, request.true_cfg_scale):
+        raise UsageError(
+            f"{model.name} ({family.name}) can't use a negative prompt as it is: its guidance is built in",
+            "--set true_cfg_scale=2 or so makes a second pass, which reads it, and takes twice the time",
+        )
     if not model.guided and request.guidance_scale > 1:
         raise UsageError(
             f"{model.name} ({family.name}) can't use guidance: it was distilled to be drawn without",
             "leave --guidance-scale out",
         )
     check_clip_skip(model, request.clip_skip)
+
+
+def heeds_negative(model: Model, true_cfg_scale: float) -> bool:
+    """Whether a negative prompt can have an effect."""
+    family = model.family
+    if family is None:
+        return True
+    return "negative_prompt" not in family.lacks and (family.guidance != "built-in" or true_cfg_scale > 1)
 
 
 _DEFAULTS = {f: getattr(GenerationRequest(prompt=""), f) for f in GenerationRequest.__struct_fields__}

@@ -105,6 +105,8 @@ def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
     for part, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
             _check_whole(model, part, [name for name, p in component.named_parameters() if p.is_meta])
+            # A text encoder out of a single file would be left in training, and drop out what it reads.
+            component.eval()
             _align(component)
     return pipe
 

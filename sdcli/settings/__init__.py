@@ -14,6 +14,7 @@ from sdcli.settings.merge import (
     names,
     pair,
     styled,
+    without_negative,
 )
 from sdcli.settings.presets import preset, presets_folder
 
@@ -35,4 +36,5 @@ __all__ = [
     "presets_folder",
     "sources",
     "styled",
+    "without_negative",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sdcli import output
 from sdcli.errors import BadInput, SdcliError, UsageError, nearest
-from sdcli.models.places import config_folder as folder
+from sdcli.models.places import config_folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
 from sdcli.settings.merge import Merged, Source, is_unicode, merge, names
@@ -30,7 +30,7 @@ ORIGINS: dict[Place, str] = {"user": "user settings", "project": "project settin
 
 def path(place: Place) -> Path:
     """Return where the settings of a place lie: the configuration folder, or the current one."""
-    return folder() / FILE if place == "user" else Path(FILE)
+    return config_folder() / FILE if place == "user" else Path(FILE)
 
 
 def document(place: Place) -> Document | None:

@@ -131,6 +131,14 @@ def merge(*sources: Source) -> Merged:
     return Merged(values=values, origins=origins, styles=styles)
 
 
+def without_negative(sources: Iterable[Source]) -> tuple[Source, ...]:
+    """Return sources without the negative text of styles: a look is worth having of a model that reads none."""
+    return tuple(
+        (origin, {k: v for k, v in values.items() if not (k == "negative_prompt" and isinstance(v, Style))})
+        for origin, values in sources
+    )
+
+
 def styled(prompt: str, templates: Iterable[str]) -> str:
     """Return a prompt with styles put on, one around the other; a style's text stays as it is written."""
     for template in templates:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from sdcli import device, output
 from sdcli.device import DevicePlan
 from sdcli.errors import InputMissing, SdcliError, UsageError, nearest
-from sdcli.settings import config, files
+from sdcli.models.places import config_folder
+from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
 from sdcli.settings.merge import PROMPT, Source, Style, merge, names
 
@@ -55,7 +56,7 @@ def folder(place: Place) -> Path:
     """Return the folder in which a place's presets lie; it may not be there."""
     if place == "shipped":
         return presets_folder()
-    return config.folder() / "presets" if place == "user" else Path("presets")
+    return config_folder() / "presets" if place == "user" else Path("presets")
 
 
 def folders() -> dict[Place, Path]:
