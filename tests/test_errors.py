@@ -188,17 +188,17 @@ def test_control_characters_do_not_reach_the_terminal(sdcli: Sdcli) -> None:
 def test_one_of_several_fails(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second picture's values are made not finite where the decoder hands them over."""
     from sdcli.errors import NotFinite
-    from sdcli.pipeline import Pipeline
+    from sdcli.pipeline.passes import StableDiffusion
 
-    decode, calls = Pipeline._decode, []
+    decode, calls = StableDiffusion._decode, []
 
-    def broken(self: Pipeline, latent: object) -> object:
+    def broken(self: StableDiffusion, latent: object) -> object:
         calls.append(1)
         if len(calls) == 2:
             raise NotFinite("the values are not finite", "try another")
         return decode(self, latent)
 
-    monkeypatch.setattr(Pipeline, "_decode", broken)
+    monkeypatch.setattr(StableDiffusion, "_decode", broken)
     done = sdcli("generate", "a star", *DEMO, "-s", "1", "-c", "3", "--json")
     assert done.code == 1
     assert [(e["event"], e.get("exit")) for e in done.events] == [("image", None), ("error", 76), ("image", None)]
