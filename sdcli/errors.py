@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 class SdcliError(Exception):
     """An expected failure: `message` says what happened, `hint` what to do about it, `id` and `line` which job it
-    happened to. `told`: machines have heard of it already, and get no line of its own for it.
+    happened to, `field` which value is refused. `told`: machines have heard of it already, and get no line of its own for it.
     """
 
     exit_code = 1
@@ -37,6 +37,7 @@ class SdcliError(Exception):
         self.hint = hint
         self.id: str | None = None
         self.line: int | None = None
+        self.field: str | None = None
         self.told = False
 
 

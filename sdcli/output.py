@@ -225,6 +225,12 @@ def _ending(path: str) -> str | None:
     return ending if ending.lower() in ENDINGS or ending == ".{format}" else None
 
 
+def format_of(output: str | None) -> str | None:
+    """Return the format that an output's ending says, None where it says none."""
+    ending = _ending(output) if output else None
+    return ENDINGS.get(ending.lower()) if ending else None
+
+
 def _escape(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 

@@ -17,7 +17,9 @@ SCHEMA = 1
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The weights that drew: `files` are paths in the model's folder and their SHA-256 in hex."""
+    """The weights that drew: `files` are paths in the model's folder and their SHA-256 in hex. What begins with `--` is none of
+    its weights: `--vae/...` another autoencoder's, `--config` its configurations and vocabularies, where no commit stands for them.
+    """
 
     name: str
     family: str
@@ -149,11 +151,13 @@ def job_id(request: GenerationRequest, model: ModelRecord) -> str:
     """Return the id of a job: SHA-256 in hex over the resolved request and the model's identity.
 
     A request's fields at their defaults are left out, so that a field that sdcli learns later changes no id. The model
-    counts by its commit or else its files' content, and not by the name that it was asked for.
+    counts by its commit, which has several precisions, and by its files' content; not by the name that it was asked for, nor
+    by that of a single file.
     """
     said = said_of(request)
-    identity: dict[str, Any] = {"repo": model.repo, "commit": model.commit} if model.commit else {"files": model.files}
-    # Another autoencoder is no part of the model's commit.
-    identity |= {name: sha256 for name, sha256 in model.files.items() if model.commit and name.startswith("--vae/")}
+    files = {name if "/" in name or name.startswith("--") else "": sha256 for name, sha256 in model.files.items()}
+    identity: dict[str, Any] = {"files": files}
+    if model.commit is not None:
+        identity |= {"repo": model.repo, "commit": model.commit}
     text = msgspec.json.encode({"request": said, "model": identity, "adapters": model.adapters}, order="sorted")
     return hashlib.sha256(text).hexdigest()

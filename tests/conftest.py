@@ -70,6 +70,8 @@ def nobodys_settings(nobodys_home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for variable in [v for v in os.environ if v.startswith("SDCLI_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("HOME", str(nobodys_home))
+    # A file, so that no test can leave settings there for the others.
+    (nobodys_home / "nothing").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(nobodys_home / "nothing"))
 
 

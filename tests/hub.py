@@ -70,13 +70,14 @@ class Repo:
 
 @dataclass
 class Hub:
-    """What is served, and what was asked: (method, path) of every request in its order, and (path, first byte) of those
-    that asked for a part."""
+    """What is served, and what was asked: (method, path) of every request in its order, (path, first byte) of those that
+    asked for a part, and what the clients called themselves."""
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     parts: list[tuple[str, int]] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
 
     def downloaded(self, repo: str) -> set[str]:
         """Return the files whose content was asked for."""
@@ -100,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, path))
+        self.hub.agents.append(self.headers.get("User-Agent", ""))
         match = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:/(revision|tree|resolve)/([^/]+)(?:/(.+))?)?", path)
         name, what, revision, file = match.groups() if match else ("", None, None, None)
         repo = self.hub.repos.get(name)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
+import subprocess
+import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +99,9 @@ def test_what_is_set_is_there(
     assert sdcli("config", "set", key, value).code == 0
     assert tomllib.loads((configuration / "sdcli.toml").read_text()) == written
     assert not (tmp_path / "sdcli.toml").exists()
+    if key == "sign":
+        assert sdcli("config", "show", "--json").events[0]["value"] == written["sign"]
+        return  # A project's is refused, see below.
     assert sdcli("config", "set", key, value, "--project").code == 0
     assert tomllib.loads((tmp_path / "sdcli.toml").read_text()) == written
     shown = {e["key"]: (e["value"], e["origin"]) for e in sdcli("config", "show", "--json").events}
@@ -136,7 +143,131 @@ def test_size_is_two_settings(sdcli: Sdcli, tmp_path: Path) -> None:
     assert sdcli("config", "get", "size").code == 2
 
 
+def test_size_can_be_asked_for(sdcli: Sdcli, configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdcli("config", "set", "width", "64")
+    done = sdcli("config", "get", "size")
+    assert done.code == 2 and "size is not set: only width is" in done.stderr
+    sdcli("config", "set", "size", "128x96")
+    done = sdcli("config", "get", "size")
+    assert (done.code, done.lines) == (0, ["128x96"])
+    monkeypatch.setenv("SDCLI_HEIGHT", "64")
+    (event,) = sdcli("config", "get", "size", "--json").events
+    assert event["value"] == "128x64" and event["origin"] == "user settings, SDCLI_HEIGHT"
+    monkeypatch.delenv("SDCLI_HEIGHT")
+    assert sdcli("config", "unset", "size").code == 0
+    done = sdcli("config", "get", "size")
+    assert (done.code, done.stdout) == (2, b"") and "size is not set: the model decides" in done.stderr
+
+
+# A field, what it is set to in a folder that has `here/`, and whether the user's settings keep the absolute path.
+RELATIVE = [
+    ("model", "./here", True),
+    ("model", "here", True),
+    ("vae", "../vae.safetensors", True),
+    ("model-config", "here", True),
+    ("wildcards", "here/", True),
+    ("output", "./pictures/{seed}.png", True),
+    ("output", "here/", True),
+    ("output", "pictures/", False),
+    ("output", "-", False),
+    ("model", "org/name", False),
+    ("model", "demo", False),
+    ("model", "mine", False),
+    ("negative", "here", False),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "absolute"), RELATIVE, ids=[f"{r[0]} {r[1]}" for r in RELATIVE])
+def test_the_users_paths_are_absolute(
+    sdcli: Sdcli, tmp_path: Path, configuration: Path, key: str, value: str, absolute: bool
+) -> None:
+    for name in ("here", "demo", "mine"):
+        (tmp_path / name).mkdir()
+    configuration.mkdir(parents=True)
+    (configuration / "aliases.toml").write_text('mine = "org/name"\n')
+    (field,) = options_by(key)
+    done = sdcli("config", "set", key, value)
+    written = tomllib.loads((configuration / "sdcli.toml").read_text())[field]
+    assert done.code == 0
+    assert written == (os.path.normpath(tmp_path / value) + "/" * value.endswith("/") if absolute else value)
+    assert (f"it stands there as {written}" in done.stderr) is absolute
+    sdcli("config", "set", key, value, "--project")
+    assert tomllib.loads((tmp_path / "sdcli.toml").read_text()) == {field: value}
+
+
+def options_by(key: str) -> set[str]:
+    return {o.field for record in RECORDS for o in options_of(record) if key.replace("-", "_") in o.names}
+
+
+def test_a_folder_with_braces_is_no_template(sdcli: Sdcli, tmp_path: Path, configuration: Path) -> None:
+    from sdcli.cli.main import main
+
+    (tmp_path / "{seed}").mkdir()
+    os.chdir(tmp_path / "{seed}")
+    assert main(["config", "set", "output", "./{width}.png"]) == 0
+    (plan,) = sdcli("generate", "a star", "-m", "demo", "--seed", "4", "--dry-run", "--json").events
+    assert plan["path"] == str(tmp_path / "{seed}" / "128.png")
+
+
+FOREIGN = [
+    ('output = "../victim.png"', "output", "../victim.png"),
+    ('o = "pictures/../../{id}.png"', "output", "pictures/../../{id}.png"),
+    ('output = "/gone/victim.png"', "output", "/gone/victim.png"),
+    ("overwrite = true", "overwrite", "true"),
+    ("overwrite = false", "overwrite", "false"),
+    ('sign = ["cert.pem", "key.pem"]', "sign", '["cert.pem", "key.pem"]'),
+]
+
+
+@pytest.mark.parametrize(("line", "field", "value"), FOREIGN, ids=[f[0] for f in FOREIGN])
+def test_whose_folder_it_is_decides_nothing_outside_of_it(
+    sdcli: Sdcli, tmp_path: Path, configuration: Path, line: str, field: str, value: str
+) -> None:
+    file = put(tmp_path, f"steps = 3\n{line}\n")
+    for argv in (["generate", "x", "-m", "demo", "--dry-run"], ["config", "show"]):
+        done = sdcli(*argv)
+        assert done.code == 65 and done.stderr.startswith(f"error: sdcli.toml:2: {line.split()[0]} "), done.stderr
+        assert "set it in your own settings, or give the flag" in done.stderr
+    assert sdcli("config", "unset", field, "--project").code == 0 and file.read_text() == "steps = 3\n"
+    done = sdcli("config", "set", field, value, "--project")
+    assert done.code == 2 and "in your own settings" in done.stderr and file.read_text() == "steps = 3\n"
+    assert sdcli("config", "set", field, value).code == 0
+    assert field in (configuration / "sdcli.toml").read_text()
+
+
+@pytest.mark.parametrize("output", ["pictures/", "a..b/{id}.png", "./x.png", "..."])
+def test_a_folder_of_its_own_is_a_projects_affair(sdcli: Sdcli, tmp_path: Path, output: str) -> None:
+    put(tmp_path, f'output = "{output}"\n')
+    assert sdcli("config", "get", "output").lines == [output]
+
+
+def test_a_foreign_folder_does_not_steer_a_terminal(sdcli: Sdcli, tmp_path: Path) -> None:
+    put(tmp_path, 'negative = "a\\u001b[31m\\u009b31m"\n')
+    assert sdcli("config", "get", "negative").stdout == "a\x1b[31m\x9b31m\n".encode()
+    for argv in (["get", "negative"], ["show"]):
+        ours, theirs = pty.openpty()
+        done = subprocess.run([sys.executable, "-m", "sdcli", "config", *argv], stdout=theirs, cwd=tmp_path, timeout=60)
+        os.close(theirs)
+        shown = os.read(ours, 10_000)
+        os.close(ours)
+        assert done.returncode == 0 and b"[31m" in shown
+        assert b"\x1b" not in shown and "\x9b".encode() not in shown
+
+
+def test_what_is_set_at_once_is_all_kept(process: Sdcli, configuration: Path) -> None:
+    settings = {"steps": 7, "seed": 5, "cfg": 3.5, "width": 64, "height": 96, "eta": 0.5}
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda kv: process("config", "set", kv[0], str(kv[1])), settings.items()))
+    assert [d.code for d in done] == [0] * 6, done[0].stderr
+    assert sorted(tomllib.loads((configuration / "sdcli.toml").read_text()).values()) == sorted(settings.values())
+    assert os.listdir(configuration) == ["sdcli.toml"], "nothing is left beside it"
+
+
 REFUSED = [
+    (("set", "device", "gpu"), "device can't be 'gpu': auto, cpu, cuda, cuda:N, mps or xpu"),
+    (("set", "attention-slicing", "yes"), "can't be 'yes': auto, on, off, max or heads at once"),
+    (("set", "safety-checker", "yes"), "can't be 'yes': expected true or false"),
+    (("set", "batch-size", "all"), "can't be 'all': Pictures drawn in one pass: N or auto"),
     (("set", "stesp", "3"), "there is no field stesp; did you mean steps"),
     (("set", "steps", "many"), "steps can't be 'many': expected int"),
     (("set", "steps", "0"), "config set: steps can't be '0'"),
@@ -174,7 +305,9 @@ def test_a_bad_file_can_be_mended(sdcli: Sdcli, tmp_path: Path) -> None:
     assert done.code == 65 and "sdcli.toml:1: it is not TOML" in done.stderr and file.read_text() == "steps = \n"
 
 
-def test_what_is_stronger_is_told(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_stronger_is_told(
+    sdcli: Sdcli, tmp_path: Path, configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "steps = 3\n")
     assert "comes from elsewhere, though: project settings" in sdcli("config", "set", "steps", "4").stderr
     monkeypatch.setenv("SDCLI_CFG", "3")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -23,7 +24,7 @@ from sdcli.errors import OutOfMemory
 from sdcli.jobs import doctor
 from sdcli.jobs.doctor import Finding
 from sdcli.pipeline import attention
-from tests.conftest import Sdcli
+from tests.conftest import ROOT, Sdcli
 
 KEYS = ["schema", "event", "name", "status", "value", "message", "hint"]
 
@@ -165,7 +166,50 @@ def test_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     # What was not asked about is not told of where it fits.
     assert "rich" not in found
     assert found["extra schedulers"].value is True
+    assert found["extra schedulers"].message == f"scipy {real('scipy')}, torchsde {real('torchsde')}"
     assert not {"extra test", "extra lint"} & set(found)
+
+
+def test_each_extra_is_shown(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = ["Metadata-Version: 2.4", "Name: sdcli", "Version: 1"]
+    for extra, needs in project["optional-dependencies"].items():
+        markers = [need.replace("; ", "; (") + ") and" if ";" in need else need + ";" for need in needs]
+        lines += [f"Provides-Extra: {extra}", *(f"Requires-Dist: {m} extra == '{extra}'" for m in markers)]
+    # As pip leaves it; what is installed in a folder that is worked on may be of an earlier day.
+    about = tmp_path / "site" / "sdcli-1.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text("\n".join([*lines, ""]))
+    monkeypatch.syspath_prepend(about.parent.parent)
+    real = metadata.version
+    versions = {"c2pa-python": "0.38.1", "cryptography": "46.0.1", "gguf": None}
+
+    def version(name: str) -> str:
+        if (found := versions.get(name, "")) is None:
+            raise metadata.PackageNotFoundError(name)
+        return found or real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(doctor, "_drawing", lambda _: Finding(name="drawing"))
+    done = sdcli("doctor", "--offline", "--json")
+    assert done.code == 0
+    found = {e["name"]: e for e in done.events if e["name"].startswith("extra ")}
+    assert set(found) == {"extra schedulers", "extra c2pa", "extra gguf"}
+    assert {e["status"] for e in found.values()} == {"ok"}, "who needs none is not warned"
+    c2pa, gguf = found["extra c2pa"], found["extra gguf"]
+    assert (c2pa["value"], c2pa["message"]) == (True, "c2pa-python 0.38.1, cryptography 46.0.1")
+    assert (gguf["value"], gguf["message"]) == (False, "not installed: pip install 'sdcli[gguf]'")
+
+
+def test_quiet_says_what_is_amiss_only(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_drawing", lambda _: Finding(name="drawing"))
+    done = sdcli("doctor", "--offline", "-q")
+    assert (done.code, done.stdout, done.stderr) == (0, b"", "")
+    (tmp_path / "sdcli.toml").write_text("stepps = 3\n")
+    done = sdcli("doctor", "--offline", "-q")
+    assert (done.code, done.stderr) == (1, "")
+    assert [line.split()[0] for line in done.lines] == ["problem", "hint:"] and "stepps" in done.lines[0]
+    assert len(sdcli("doctor", "--offline", "-q", "--json").events) > 10
 
 
 def test_settings_presets_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,8 @@ def test_a_family(name: str, folders: Any, sdcli: Sdcli, table: Any, tmp_path: P
     assert record["model"]["family"] == family.name and record["model"]["name"] == folder.name
     index = json.loads((folder / "model_index.json").read_text())
     weighted = {p.parent.name for p in folder.glob("*/*.safetensors")} - {"safety_checker", "image_encoder"}
-    assert {f.split("/")[0] for f in record["model"]["files"]} == weighted <= set(index)
+    assert {f.split("/")[0] for f in record["model"]["files"]} == weighted | {"--config"}
+    assert weighted <= set(index)
     said = record["request"]
     assert (said["width"], said["height"], said["seed"], said["num_inference_steps"]) == (width, height, 7, 3)
     expected = 0.0 if name.endswith("schnell") else family.defaults["guidance_scale"]

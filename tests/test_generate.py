@@ -46,6 +46,7 @@ def test_the_record_tells_what_happened(sdcli: Sdcli) -> None:
     assert (request["guidance_scale"], request["width"], request["height"]) == (4.0, 128, 128)
     assert record["model"]["name"] == "demo"
     assert set(record["model"]["files"]) == {
+        "--config",
         "text_encoder/model.safetensors",
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.safetensors",

@@ -260,6 +260,18 @@ def test_the_table_of_all_cases(day: Day, gone: dict[str, Told]) -> None:
     assert len(day.told) == len(CASES)
 
 
+def test_only_the_model_is_asked_for(tmp_path: Path) -> None:
+    """huggingface_hub would ask for a list of programs as well, to tell the hub in which of them it runs."""
+    with hubs.serving(org__model=hollow()(tmp_path / "model")) as hub:
+        shop = Shop(hub, tmp_path)
+        del shop.environment["HF_HUB_DISABLE_TELEMETRY"]
+        (pulled,) = shop.run(["models", "pull", "org/model"])
+    assert pulled.code == 0, pulled.err
+    assert {path.partition("/org/model")[0] for _, path in hub.asked} == {"", "/api/models"}, hub.asked
+    assert all("/org/model" in path for _, path in hub.asked)
+    assert not [agent for agent in hub.agents if "torch/" in agent or "agent/" in agent]
+
+
 @pytest.mark.slow
 def test_a_pull_that_was_killed_goes_on(tmp_path: Path) -> None:
     """Files that were whole are kept; of the one that was not, huggingface_hub keeps nothing."""

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from sdcli import models
+from sdcli.models.weights import by_variant
 from sdcli.record import ModelRecord, job_id
 from sdcli.request import GenerationRequest
 from tests import hub as hubs
@@ -77,6 +78,12 @@ def file(name: str, content: bytes) -> Make:
         return ["--model", str(place / name)]
 
     return make
+
+
+def headed(name: str, tensor: dict[str, Any]) -> Make:
+    """A safetensors file without data, and what its header says of its one tensor."""
+    header = json.dumps({"model.diffusion_model.x": tensor}).encode()
+    return file(name, len(header).to_bytes(8, "little") + header)
 
 
 def single(config: bool = True, **more: Any) -> Make:
@@ -164,6 +171,16 @@ LOOKED_AT: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "a file of another kind": (file("model.gguf", b"GGUF"), 65, ("model.gguf",)),
     "a cut file": (file("cut.safetensors", b"\x99" * 7), 65, ("cut.safetensors",)),
     "a header that is too long": (file("long.safetensors", b"\xff" * 99), 65, ("long.safetensors",)),
+    **{
+        f"a file whose {key} is {value!r}": (
+            headed("lies.safetensors", {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} | {key: value}),
+            65, ("lies.safetensors", "no safetensors"),
+        )
+        for key, value in [
+            ("shape", ["x"]), ("shape", 5), ("shape", [-1]), ("shape", None), ("shape", [1.5]), ("dtype", ["F32"]),
+            ("data_offsets", [0, "0"]), ("data_offsets", [0, 0.0]),
+        ]
+    },
     "a file that lies": (file("lies.safetensors", b"\x02" + b"\0" * 7 + b"[]"), 65, ("lies.safetensors",)),
     "a checkpoint of another family": (
         single(more="conditioner.embedders.1.model.ln_final.weight"), 65, ("another model's", "SDXL"),
@@ -622,17 +639,48 @@ def test_another_autoencoder_makes_another_id() -> None:
     assert len({job_id(request, m) for m in (of_hub, *with_vae)}) == 3
 
 
-def test_the_hash_of_a_blob_is_its_name_in_the_cache_and_nowhere_else(tmp_path: Path) -> None:
+def test_the_hash_of_a_blob_is_its_name_in_the_cache_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """huggingface_hub may keep a blob under another hash, and a link to it under the SHA-256."""
-    store, blobs, snapshot = tmp_path / "ab", tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "c"
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    store, blobs, snapshot = cache / "ab", cache / "repo" / "blobs", cache / "repo" / "snapshots" / "c"
     for folder in (store, blobs, snapshot):
         folder.mkdir(parents=True)
     (store / ("ab" * 32)).write_bytes(b"weights")
     (blobs / ("cd" * 32)).symlink_to(f"../../ab/{'ab' * 32}")
     (snapshot / "model.safetensors").symlink_to(f"../../blobs/{'cd' * 32}")
     assert models.sha256_of(snapshot / "model.safetensors") == "cd" * 32
+    real = hashlib.sha256(b"weights").hexdigest()
     (snapshot / "elsewhere").symlink_to(store / ("ab" * 32))
-    assert models.sha256_of(snapshot / "elsewhere") == hashlib.sha256(b"weights").hexdigest()
+    assert models.sha256_of(snapshot / "elsewhere") == real
+    # The cache may be reached by a link, and what lies beside it may look like one.
+    (tmp_path / "by a link").symlink_to(cache)
+    assert models.sha256_of(tmp_path / "by a link" / "repo" / "snapshots" / "c" / "model.safetensors") == "cd" * 32
+    for place in (tmp_path / "folder", tmp_path / "hub2"):
+        (place / "blobs").mkdir(parents=True)
+        (place / "blobs" / ("ef" * 32)).write_bytes(b"weights")
+        (place / "model.safetensors").symlink_to(f"blobs/{'ef' * 32}")
+        assert models.sha256_of(place / "model.safetensors") == real
+        assert models.sha256_of(place / "blobs" / ("ef" * 32)) == real
+    # A repository may lie on another disk.
+    (tmp_path / "repo2" / "blobs").mkdir(parents=True)
+    (tmp_path / "repo2" / "blobs" / ("ee" * 32)).write_bytes(b"weights")
+    (tmp_path / "repo2" / "model.safetensors").symlink_to(f"blobs/{'ee' * 32}")
+    (cache / "repo2").symlink_to(tmp_path / "repo2")
+    assert models.sha256_of(cache / "repo2" / "model.safetensors") == "ee" * 32
+
+
+def test_a_whole_file_comes_before_pieces() -> None:
+    whole, one = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-00001-of-00001.safetensors"
+    two = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert by_variant([whole, one]) == {None: [whole]}
+    assert by_variant([whole, two[0]]) == {None: [whole]}
+    assert by_variant([*two, "diffusion_pytorch_model-00001-of-00003.safetensors"]) == {None: two}
+    assert by_variant([two[0]]) == {}
 
 
 def test_pieces_are_loaded_only_with_all_their_pieces() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +19,7 @@ from typing import Any
 import pytest
 
 from sdcli import models
-from sdcli.models import known, remembered, weights
+from sdcli.models import hub, known, places, remembered, weights
 from sdcli.models.folders import FAMILIES
 from tests import models_on_disk as disk
 from tests.conftest import Outcome, Sdcli, record_of
@@ -103,7 +107,7 @@ def test_what_is_here_and_what_is_known(shelf: Path) -> None:
     assert [t.code for t in (here, listed, table, told)] == [0] * 4, table.err
     events = {e["name"]: e for e in here.events}
     assert set(events) == {
-        "demo", "org/whole", "org/whole@v1", "org/part", "org/video", "org/evil@\x1b[31mred", "mine",
+        "demo", "org/whole", "org/whole@v1", "org/part", "org/video", "org/evil@\x1b[31mred", "mine", "org/broken",
     }  # fmt: skip
     states = {name: e["complete"] for name, e in events.items()}
     assert (states["demo"], states["org/whole"], states["org/part"], states["org/video"]) == (True, True, False, None)
@@ -200,7 +204,8 @@ def test_only_what_is_named_is_deleted(shelf: Path) -> None:
         shelf, ["rm", "org/whole@v1", "--dry-run", "--json"], ["rm", "org/whole@v1"], ["list", "--here", "--json"],
         ["rm", "org/whole", "org/part"], ["rm", "org/whole"],
     )  # fmt: skip
-    assert dry.code == 0 and dry.events[0]["refs"] == [OTHER] and dry.events[0]["here"] is True
+    assert dry.code == 0 and dry.events[0]["here"] is True
+    assert (dry.events[0]["commits"], dry.events[0]["refs"]) == ([OTHER], ["v1"])
     assert one.code == 0 and "1 revision deleted" in one.out[0], one.err
     left = {e["name"]: e["complete"] for e in listed.events}
     assert left["org/whole"] is True and "org/whole@v1" not in left, "the other revision shares files with it"
@@ -217,6 +222,48 @@ def test_bytes_that_are_said_to_be_freed_are_freed(home: Path) -> None:
     dry, done = sdcli_in(home, ["rm", "org/whole", "--dry-run", "--json"], ["rm", "org/whole", "--json"])
     assert dry.events[0]["freed"] == done.events[0]["freed"] == size
     assert not any(b.exists() for b in blobs)
+
+
+def blob_gone(repo: Path) -> None:
+    (repo / "snapshots" / COMMIT / disk.UNET).resolve().unlink()
+
+
+def snapshots_gone(repo: Path) -> None:
+    shutil.rmtree(repo / "snapshots")
+
+
+@pytest.mark.parametrize("breaks", [blob_gone, snapshots_gone])
+def test_what_is_broken_is_listed_and_can_be_deleted(home: Path, breaks: Callable[[Path], None]) -> None:
+    kept(home, "org/whole", disk.hollow(home / "whole"))
+    kept(home, "org/bad", disk.hollow(home / "bad"))
+    repo = home / "hub" / "models--org--bad"
+    breaks(repo)
+    outside = home / "own.safetensors"
+    outside.write_bytes(b"somebody's own")
+    (repo / "blobs" / "own").symlink_to(outside)
+    size = sum(f.lstat().st_size for f in repo.rglob("*") if not f.is_dir())
+    listed, table, checked, one, dry, done, rest, twice = sdcli_in(
+        home, ["list", "--here", "--json"], ["list", "--here"], ["verify", "org/bad"], ["rm", "org/bad@v1"],
+        ["rm", "org/bad", "--dry-run", "--json"], ["rm", "org/bad", "--json"], ["list", "--here", "--json"],
+        ["rm", "org/bad"],
+    )  # fmt: skip
+    events = {e["name"]: e for e in listed.events}
+    assert events["org/bad"]["complete"] is False and events["org/whole"]["complete"] is True
+    assert any(line.startswith("org/bad ") and "not complete" in line for line in table.out)
+    assert checked.code == 65 and "sdcli models rm org/bad" in checked.two_lines[1]
+    assert one.code == 65 and "sdcli models rm org/bad" in one.two_lines[1], "which revision is whose can't be told"
+    assert dry.events[0]["freed"] == done.events[0]["freed"] == size, done.err
+    assert done.code == 0 and not repo.exists() and outside.read_bytes() == b"somebody's own"
+    assert {e["name"] for e in rest.events} == {"demo", "org/whole"}
+    assert twice.code == 69
+
+
+def test_a_link_in_the_cache_is_not_deleted(home: Path) -> None:
+    (home / "own").mkdir()
+    (home / "own" / "notes").write_text("somebody's own")
+    (home / "hub" / "models--org--link").symlink_to(home / "own")
+    (done,) = sdcli_in(home, ["rm", "org/link"])
+    assert done.code == 69 and (home / "own" / "notes").exists() and (home / "hub" / "models--org--link").is_symlink()
 
 
 @pytest.mark.parametrize("name", ["demo", "folder", "one.safetensors"])
@@ -252,6 +299,73 @@ def test_a_name_of_ones_own(sdcli: Sdcli, tmp_path: Path, configuration: Path) -
     assert "no longer for org/old" in sdcli("models", "alias", "old", "org/new@v2").stderr
     assert sdcli("models", "alias", "--rm", "old").code == 0
     assert [e["name"] for e in sdcli("models", "alias", "--json").events] == ["inks"]
+    slip = sdcli("models", "alias", "--rm", "ink")
+    assert slip.code == 2 and "there is no alias ink; did you mean inks?" in slip.stderr
+
+
+def test_a_name_for_what_is_not_there_yet(sdcli: Sdcli, tmp_path: Path, configuration: Path) -> None:
+    done = sdcli("models", "alias", "gone", "./nodir")
+    assert done.code == 0 and f"nothing is at {tmp_path / 'nodir'} yet" in done.stderr
+    assert [e["target"] for e in sdcli("models", "alias", "--json").events] == [str(tmp_path / "nodir")]
+    (tmp_path / "nodir").mkdir()
+    assert "yet" not in sdcli("models", "alias", "gone", "./nodir").stderr
+    assert "yet" not in sdcli("models", "alias", "far", "org/far").stderr
+
+
+def test_an_alias_is_an_object_where_json_is_wanted(sdcli: Sdcli, configuration: Path) -> None:
+    (made,) = sdcli("models", "alias", "mine", "org/x", "--json").events
+    assert (made["name"], made["kind"], made["target"]) == ("mine", "alias", "org/x")
+    (gone,) = sdcli("models", "alias", "--rm", "mine", "--json").events
+    assert (gone["name"], gone["kind"], gone["target"], gone["here"]) == ("mine", "alias", "org/x", False)
+    assert set(gone) == set(made)
+
+
+def test_names_that_are_given_at_once_are_all_kept(process: Process, configuration: Path) -> None:
+    names = {f"n{i}" for i in range(6)}
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda name: process("models", "alias", name, "org/x"), names))
+    assert [d.code for d in done] == [0] * 6, done[0].stderr
+    assert set(tomllib.loads((configuration / "aliases.toml").read_text())) == names
+    assert os.listdir(configuration) == ["aliases.toml"], "nothing is left beside it"
+
+
+def test_who_holds_the_folder_is_waited_for(
+    sdcli: Sdcli, configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration.mkdir(parents=True)
+    monkeypatch.setattr(places, "PATIENCE", 0.2)
+    holder = os.open(configuration, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    held = sdcli("models", "alias", "mine", "org/x")
+    assert held.code == 73 and str(configuration) in held.stderr
+    monkeypatch.setattr(places, "PATIENCE", 30)
+    ending = threading.Timer(0.3, os.close, [holder])
+    ending.start()
+    assert sdcli("models", "alias", "mine", "org/x").code == 0
+    ending.join()
+
+
+def test_a_name_that_is_no_utf8(sdcli: Sdcli, configuration: Path) -> None:
+    done = sdcli("models", "alias", "y", "/gone/\udcff")
+    assert done.code == 2 and "not UTF-8" in done.stderr and not configuration.exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" + "b" * 5000, "/" + "c" * 5000], ids=lambda name: name[:3])
+def test_a_name_that_no_system_takes(sdcli: Sdcli, name: str) -> None:
+    for argv in (["rm", name], ["verify", name], ["info", name], ["alias", name, "org/x"], ["alias", "mine", name]):
+        done = sdcli("models", *argv)
+        assert done.code in (0, 2, 66, 69) and "error: " in done.stderr, done.stderr[-300:]
+
+
+def test_a_file_of_names_that_is_none(sdcli: Sdcli, configuration: Path) -> None:
+    configuration.mkdir(parents=True)
+    os.mkfifo(configuration / "aliases.toml")
+    fifo = sdcli("models", "alias")
+    assert fifo.code == 65 and "no regular file" in fifo.stderr
+    (configuration / "aliases.toml").unlink()
+    (configuration / "aliases.toml").write_text("#" * 2**20 + "\na = 'org/x'\n")
+    large = sdcli("models", "alias")
+    assert large.code == 65 and "1 MiB" in large.stderr
 
 
 REFUSED = {
@@ -262,7 +376,7 @@ REFUSED = {
     "for nothing": (["mine"], 2, "TARGET"),
     "for no model": (["mine", "nothing"], 2, "no hub id, folder or file"),
     "for another alias": (["mine", "sd15"], 2, "no hub id, folder or file"),
-    "an unknown one to remove": (["--rm", "mine"], 69, "no alias mine"),
+    "an unknown one to remove": (["--rm", "mine"], 2, "no alias mine"),
     "one of sdcli's to remove": (["--rm", "demo"], 2, "sdcli's own"),
 }
 
@@ -304,6 +418,7 @@ def test_files_are_read_again(home: Path) -> None:
     good, as_json = sdcli_in(home, ["verify", "org/whole"], ["verify", "org/whole", "--json"])
     assert good.code == 0 and all(line.startswith("same ") for line in good.out)
     (event,) = as_json.events
+    assert event["kind"] == "hub"
     assert event["complete"] is True and {f["name"] for f in event["files"]} == {
         f.relative_to(snapshot).as_posix() for f in snapshot.rglob("*") if f.is_file()
     }
@@ -320,7 +435,8 @@ def test_files_are_read_again(home: Path) -> None:
 
 def test_what_nothing_vouches_for(sdcli: Sdcli, tmp_path: Path) -> None:
     disk.hollow(tmp_path / "folder")
-    for name in ("demo", "./folder"):
+    for name, kind in (("demo", "demo"), ("./folder", "folder")):
+        assert sdcli("models", "verify", name, "--json").events[0]["kind"] == kind
         done = sdcli("models", "verify", name)
         assert done.code == 0 and "nothing says what its files should be" in done.lines[0]
     assert sdcli("models", "verify", "org/nothing").code == 69
@@ -443,11 +559,28 @@ def test_offline_makes_no_connection(home: Path, flags: list[str], env: dict[str
     assert "offline" in missing.stderr and "--model demo" in missing.stderr
 
 
-def test_the_guard_sees_who_wants_a_connection(home: Path) -> None:
-    online = guarded(home, "models", "pull", "org/missing")
-    assert online.returncode == 69 and (home / "attempts").exists()
-    offline = guarded(home, "models", "pull", "org/missing", "--offline")
+@pytest.mark.parametrize("said", [None, "", "0", "off", "no", "false", "FALSE"])
+def test_the_guard_sees_who_wants_a_connection(home: Path, said: str | None) -> None:
+    env = {} if said is None else {"HF_HUB_OFFLINE": said}
+    offline = guarded(home, "models", "pull", "org/missing", "--offline", **env)
     assert offline.returncode == 69 and not (home / "attempts").exists()
+    if said in (None, "0"):
+        online = guarded(home, "models", "pull", "org/missing", **env)
+        assert online.returncode == 69 and (home / "attempts").exists()
+
+
+@pytest.mark.parametrize(("variable", "said"), [("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")])
+def test_what_the_environment_says_is_put_back(monkeypatch: pytest.MonkeyPatch, variable: str, said: str) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv(variable, said)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", said == "1")
+    for wanted in (True, True, False, False):
+        hub.offline(wanted)
+        assert (os.environ.get("HF_HUB_OFFLINE") == "1") is wanted
+        assert constants.HF_HUB_OFFLINE is (wanted or said == "1")
+    assert os.environ[variable] == said
 
 
 @pytest.mark.outside

@@ -430,6 +430,16 @@ def test_check_says_every_fault_once(sdcli: Sdcli, tmp_path: Path) -> None:
     assert sdcli("presets", "check", "fast", "oil").code == 0
 
 
+def test_check_names_what_extends_the_unsound(sdcli: Sdcli, tmp_path: Path) -> None:
+    put(tmp_path / "presets", base="steps = 0\n", a="cfg = 3\nextends = 'base'\n", z="extends = 'a'\n")
+    done = sdcli("presets", "check")
+    assert done.code == 65 and "3 of 18" in done.stderr
+    assert sorted(line.split(": ", 1)[0] for line in done.lines) == [
+        "presets/a.toml:2", "presets/base.toml:1", "presets/z.toml:1",
+    ]  # fmt: skip
+    assert "presets/a.toml:2: it extends what is not sound: presets/base.toml" in done.lines
+
+
 # New ones
 
 
@@ -496,6 +506,15 @@ def test_a_preset_out_of_nothing_and_on_top_of_others(sdcli: Sdcli, tmp_path: Pa
     assert '# A style would be: prompt = "{prompt}, oil on canvas"' in text
 
 
+def test_what_a_new_preset_hides_is_said(sdcli: Sdcli, configuration: Path) -> None:
+    assert "hides" not in sdcli("presets", "new", "mine", "--project").stderr
+    assert "it hides the shipped preset fast\n" in sdcli("presets", "new", "fast").stderr
+    done = sdcli("presets", "new", "fast", "--project")
+    assert done.code == 0 and "it hides the user and the shipped preset fast\n" in done.stderr
+    done = sdcli("presets", "new", "fast", "--overwrite")
+    assert "the project preset fast hides it here\n" in done.stderr and "it hides the shipped" in done.stderr
+
+
 NEW = [
     (["a/b"], 2, "can't be called 'a/b'"),
     (["mine.toml"], 2, "can't be called"),
@@ -522,6 +541,21 @@ def test_what_no_preset_can_be_made_of(
         done = sdcli("presets", "new", *argv, *more)
         assert (done.code, done.stdout) == (code, b"") and said in done.stderr, done.stderr
     assert not configuration.exists() and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--set", "model=/gone/\udcff"], ["--set", "prompt={prompt}\udcff"], ["--set", "negative=\udcff"],
+        ["--set", "model-config=/gone/\udcff"], ["--set", "output=\udcff"], ["--extends", "./\udcff.toml"],
+        ["--set", 'sign=["\udcff", "b"]'],
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_what_is_no_utf8_has_no_place_in_a_preset(sdcli: Sdcli, tmp_path: Path, argv: list[str]) -> None:
+    (tmp_path / "\udcff.toml").write_text("steps = 3\n")
+    done = sdcli("presets", "new", "mine", "--project", *argv)
+    assert done.code == 2 and "not UTF-8" in done.stderr and not (tmp_path / "presets").exists()
 
 
 def test_texts_of_presets_do_not_steer_a_terminal(sdcli: Sdcli, tmp_path: Path) -> None:

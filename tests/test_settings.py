@@ -42,7 +42,7 @@ def test_size_is_width_and_height() -> None:
         ({"steps": True}, "expected int"),
         ({"prompt_": "x"}, "there is no field prompt_"),
         ({"dtype": "fp61"}, "did you mean fp16"),
-        ({"vae_tiling": "perhaps"}, "expected bool"),
+        ({"vae_tiling": "perhaps"}, "expected true or false"),
         ({"tags": "red"}, "tags is a JSON object"),
         ({"negative": "a\udcff"}, "not UTF-8"),
     ],

@@ -54,7 +54,7 @@ def test_a_file_draws_what_its_folder_draws(kind: str, sdcli: Sdcli, tmp_path: P
     assert (drawn(sdcli, file, "file.png", "--model-config", str(folder)) == expected).all()
     record = record_of("file.png")
     assert record["model"]["family"] == family and name in record["model"]["files"]
-    parts = {f.split("/")[0] for f in record["model"]["files"]} - {name}
+    parts = {f.split("/")[0] for f in record["model"]["files"]} - {name, "--config"}
     if "transformer" in {p.name for p in folder.iterdir()}:
         # All but the transformer come from the configuration's folder, and are in the record.
         assert parts == {p.parent.name for p in folder.glob("*/*.safetensors")} - {"transformer"}

@@ -35,7 +35,7 @@ from sdcli.errors import BadInput, InputMissing, SomeFailed, UsageError
 from sdcli.jobs import again, rows
 from sdcli.jobs import batch as batches
 from sdcli.jobs.batch import Planner, Survey
-from sdcli.jobs.jobs import Asked, Refused, check
+from sdcli.jobs.jobs import Asked, Refused, check, explained, fitted
 from sdcli.jobs.runner import Tally
 from sdcli.models import ModelSpec
 from sdcli.output import OutputPlan
@@ -118,10 +118,13 @@ def batch(
     given, model = drawing.resolve(
         typed | {"size": size}, preset or [], assign or [], again.models_of(again_from)
     )  # fmt: skip
-    merged = given.merged()
+    merged, _ = fitted(given.merged(), model)
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     out = merged.build(OutputPlan)
-    check(merged.build(GenerationRequest, prompt=""), model)
+    try:
+        check(merged.build(GenerationRequest, prompt=""), model)
+    except UsageError as error:
+        raise explained(error, merged) from None
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures
@@ -144,7 +147,7 @@ def batch(
                 model=model, load=load, folder=folder, asked_size=options.batch_size or 1, found=Survey(coming=True), fresh=fresh,
                 say=screen.say,
             )  # fmt: skip
-            load()
+            planner.learn(load().model)
             coming = batches.arriving(sys.stdin.buffer, planner, input_format, interrupted)
             how = drawing.how(
                 ready, load, where, out, results, Tally(total=None), answers=True, in_order=True,

@@ -97,7 +97,8 @@ def get(key: Key, as_json: Json = False) -> None:
     results = Results(as_json=as_json)
     field, value, origin = config.value(key, current())
     if as_json:
-        results.event(_setting(field, value, origin, names()[field].default))
+        default = names()[field].default if field in names() else None  # size is none.
+        results.event(_setting(field, value, origin, default))
     else:
         results.line("" if value is None else value if isinstance(value, str) else json.dumps(value))
         screen.say(f"{field}: {origin}" if value is not None else f"{field}: the model or the run decides")
@@ -165,6 +166,8 @@ def _told(place: Place, key: str, written: Written, done: str, nothing: str) -> 
     for fault in written.faults:
         screen.warn(str(fault))
     screen.say(f"{key} {done if written.changed else nothing} {written.path}")
+    if written.absolute is not None:
+        screen.say(f"it stands there as {written.absolute}, to mean the same in every folder")
     if written.faults:
         return
     with suppress(SdcliError):  # Somebody else's fault, which the next command that draws names.

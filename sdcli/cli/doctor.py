@@ -29,6 +29,8 @@ Examples:
 
   sdcli doctor
 
+  sdcli doctor -q
+
   sdcli doctor --offline --json | jq 'select(.status != "ok")'
 """
 )
@@ -50,7 +52,9 @@ def doctor(
     with leaving_at_once():
         for finding in examination.examine(offline=offline):
             counts[finding.status] += 1
-            _tell(finding, results)
+            # A program picks out what it wants by itself.
+            if as_json or not quiet or finding.status != "ok":
+                _tell(finding, results)
     problems, warnings = counts["problem"], counts["warning"]
     screen.say(f"{problems or 'no'} problem{'s'[: problems != 1]}, {warnings or 'no'} warning{'s'[: warnings != 1]}")
     return int(problems > 0)

@@ -20,7 +20,7 @@ from sdcli.errors import CannotCreateOutput, ClosedPipe, Interrupted, SdcliError
 from sdcli.jobs import batch as batches
 from sdcli.jobs import events, plans
 from sdcli.jobs.batch import Planner, Ready, Survey
-from sdcli.jobs.jobs import Asked, Job, Refused, Seeds, of_asked
+from sdcli.jobs.jobs import Asked, Job, Refused, Seeds, fitted, of_asked
 from sdcli.jobs.journal import Index, seed_of
 from sdcli.jobs.runner import How, Runner, Tally
 from sdcli.models import Model, ModelSpec, hub
@@ -129,12 +129,11 @@ def resolve(
         under = (*under, ("picture", {"model": models_of.pop()}))
     given = settings.merge(*under, *over)
     model = _model(given)
+    given, left = fitted(given, model)
+    if left:
+        screen.say(f"{model.name} can't use {', '.join(left)}: left out")
     plan, family = given.build(DevicePlan), model.family
     device.check(plan, slices=family is None or family.slices, tiles=family is None or family.tiles)
-    if not models.heeds_negative(model, given.values.get("true_cfg_scale", 1.0)):
-        over = settings.without_negative(over)
-        if "negative_prompt" in given.styles:
-            screen.say(f"{model.name} reads no negative prompt: that of the presets is left out")
     return Given(under=((f"model {model.name}", model.defaults), *under), over=over), model
 
 
@@ -223,7 +222,7 @@ def dry_run(
         own = asked.request.seed not in (None, -1)
         for job in of_asked(asked, seeds, planner.expander, lambda r: pipeline.resolve(r, model), number):
             event = plans.plan(
-                job, merged, model=model, identity=identity, spec=spec, plan=plan, where=where,
+                job, fitted(merged, model)[0], model=model, identity=identity, spec=spec, plan=plan, where=where,
                 prompt_origin=prompt_origin, seeded=own or run_seed is not None,
             )  # fmt: skip
             if run_seed is not None and not own:
@@ -274,6 +273,8 @@ def run(
     for note in found.notes:
         screen.warn(note)
     folder = output.folder_of(where)
+    if not planner.model.is_here:
+        planner.learn(load().model)
     with finishing() as interrupted:
         ready = batches.prepare(
             model=planner.model, load=load, folder=folder, asked_size=options.batch_size, found=found, fresh=fresh,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, InputMissing, UsageError
 from sdcli.jobs import again, jobs, plans
-from sdcli.jobs.jobs import Asked, Job, Seeds
+from sdcli.jobs.jobs import Asked, Job, Seeds, fitted
 from sdcli.jobs.runner import How, Runner, Tally
 from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec
@@ -69,7 +70,8 @@ def generate(
     texts = [read if p == "-" and read is not None else drawing.argument(p) for p in asked]
     of_picture = (again.model(one) for one in [found] if one is not None)
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
-    merged = given.merged(*([(found.path, again.values(found))] if found else []))
+    between = [(found.path, again.values(found))] if found else []
+    merged, _ = fitted(given.merged(*between, nothing=again.nothing(found) if found else ()), model)
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
     made = _jobs(texts, merged, options, model, again.template(found) if found else None)
@@ -101,6 +103,12 @@ def generate(
         return
     results.to_stdout = where.kind == "stdout"
     loaded = Loading(model, spec, plan)()
+    if not model.is_here:
+        # What its family wants is known only now.
+        model, (name, _) = loaded.model, given.under[0]
+        given = dataclasses.replace(given, under=((name, model.defaults), *given.under[1:]))
+        merged, _ = fitted(given.merged(*between, nothing=again.nothing(found) if found else ()), model)
+        made = _jobs(texts, merged, options, model, again.template(found) if found else None)
     for line in again.missing(found, loaded.model_record.files) if found else []:
         screen.warn(line)
     size_asked = options.batch_size or 1
@@ -139,7 +147,10 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
         asked = [Asked(request=request, options=options, was_expanded=True, template=template, styles=merged.templates)]
     made: list[Job] = []
     for one in asked:
-        jobs.check(one.request, model)
+        try:
+            jobs.check(one.request, model)
+        except UsageError as error:
+            raise jobs.explained(error, merged) from None
         if expander is not None and not one.was_expanded:
             expander.check(one.request.prompt)
             jobs.count(one, expander)

@@ -30,7 +30,7 @@ from sdcli.cli.drawing import (
     Size,
     Verbose,
 )
-from sdcli.cli.main import app
+from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -39,7 +39,7 @@ from sdcli.jobs import batch as batches
 from sdcli.jobs import events, grids, sheet
 from sdcli.jobs.batch import Planner, Ready
 from sdcli.jobs.grids import Axis, Cell
-from sdcli.jobs.jobs import Asked, check, of_asked
+from sdcli.jobs.jobs import Asked, check, explained, fitted, of_asked
 from sdcli.metadata import xmp
 from sdcli.models import ModelSpec
 from sdcli.output import Destination, OutputPlan
@@ -93,7 +93,7 @@ def grid(
     axes = [grids.axis(letter, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text is not None]
     cells = list(grids.cells(drawing.argument(prompt), axes))
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
-    merged = given.merged()
+    merged, _ = fitted(given.merged(), model)
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     if options.count != 1 or options.expand == "all":
         field = "count" if options.count != 1 else "expand"
@@ -103,10 +103,15 @@ def grid(
             "leave --count and --expand all out; an axis can be seeds",
         )
     request = merged.build(GenerationRequest, prompt=prompt)
-    check(request, model)
+    try:
+        check(request, model)
+    except UsageError as error:
+        raise explained(error, merged) from None
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     out = merged.build(OutputPlan)
     where = drawing.destination(out, results, pictures=len(cells))
+    if out.metadata != "full":
+        screen.say("the sheet shows the prompt and the axes' values all the same")
     asked = [_asked(cell, axes, planner, request) for cell in cells]
     if dry_run:
         drawing.dry_run(((one, own.origins["prompt"], own) for one, own in asked), planner, where, spec, plan, results,
@@ -120,7 +125,7 @@ def grid(
         sheet.layout(axes, sizes, title=prompt)  # A sheet that is too large is refused before its cells are drawn.
 
     def read() -> list[Asked]:
-        return [one for one, _ in asked]
+        return [_asked(cell, axes, planner, request)[0] for cell in cells]
 
     def at_end(ready: Ready) -> None:
         _sheet(prompt, axes, list(zip(cells, read(), strict=True)), planner, ready, where, out, results)

@@ -464,7 +464,10 @@ def alias(
     if remove is not None:
         if name is not None:
             raise UsageError("--rm takes the one name", "leave the others out")
-        was = aliases.remove(remove)
+        try:
+            was = aliases.remove(remove)
+        except ModelUnavailable as error:  # No model is asked for: the name is a slip.
+            raise UsageError(error.message, error.hint) from None
         screen.say(f"{remove} no longer stands for {was}")
         return
     if name is not None and target is None:
@@ -472,7 +475,10 @@ def alias(
     if name is not None and target is not None:
         before = aliases.add(name, target)
         instead = f" (and no longer for {before})" if before is not None else ""
-        screen.say(f"{name} stands for {aliases.read()[name]}{instead}")
+        stands_for = aliases.read()[name]
+        screen.say(f"{name} stands for {stands_for}{instead}")
+        if os.path.isabs(stands_for) and not os.path.exists(stands_for):
+            screen.warn(f"nothing is at {stands_for} yet")
         return
     found = aliases.read()
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,12 +188,23 @@ def new(
     )  # fmt: skip
     files.write(file, text, "project" if project else "user", overwrite=overwrite)
     screen.say(f"{name} is made; `sdcli presets show {name}` prints what it sets")
+    _told_of_others(name, file)
     if as_json:
         results.event(
             {"schema": 1, "event": "path", "name": name, "place": "project" if project else "user", "path": str(file)}
         )
     else:
         results.line(str(file))
+
+
+def _told_of_others(name: str, file: Path) -> None:
+    """Say which presets of the same name a new one hides, and which hides it."""
+    places = files.known().get(name, [])
+    at = next((i for i, (_, path) in enumerate(places) if path.resolve() == file.resolve()), len(places))
+    if at:
+        screen.say(f"the {places[0][0]} preset {name} hides it here")
+    if hidden := [place for place, _ in places[at + 1 :]]:
+        screen.say(f"it hides the {' and the '.join(hidden)} preset {name}")
 
 
 @commands.command(
@@ -228,11 +240,21 @@ def check(
         for fault in found:
             if fault not in told:
                 _tell(fault, results)
+        if found and not any(fault.file == str(file) for fault in found):
+            _tell(_of_a_base(name, place, file, found), results)
         told |= found
     if bad:
         error = BadInput(f"{bad} of {len(wanted)} presets are not sound", "mend the lines above")
         raise error
     screen.say(f"{len(wanted)} presets are sound")
+
+
+def _of_a_base(name: str, place: files.Place, file: Path, faults: Iterable[Fault]) -> Fault:
+    """Return what is wrong with a preset whose own file is sound: which of those that it builds on are not."""
+    bases = ", ".join(dict.fromkeys(fault.file for fault in faults))
+    preset, _ = files.examine(name, place, file)
+    line = preset.document.line("extends") if preset is not None else None
+    return Fault(file=str(file), line=line, reason=f"it extends what is not sound: {bases}", hint="mend that first")
 
 
 def _tell(fault: Fault, results: Results) -> None:

@@ -49,6 +49,12 @@ def verify(
     vae: Annotated[
         str | None, typer.Option("--vae", metavar="VAE", help="The autoencoder, if it was not the model's own.", show_default=False)
     ] = None,
+    model_config: Annotated[
+        str | None,
+        typer.Option(
+            "--model-config", metavar="MODEL", help="A single file's configuration: folder or hub id.", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -56,7 +62,9 @@ def verify(
 ) -> int:  # fmt: skip
     results = drawing.begin(as_json=as_json, print0=False, quiet=quiet, verbose=verbose, offline=offline)
     report = Report(results)
-    verifier = Verifier(load=report.load, tell=report.tell, say=screen.say, model=model, vae=vae)
+    verifier = Verifier(
+        load=report.load, tell=report.tell, say=screen.say, model=model, vae=vae, model_config=model_config
+    )
     # Those that are not drawn have been told of by then.
     report.tally = Tally(total=verifier.survey(pictures))
     if report.tally.total == 1:

@@ -46,6 +46,14 @@ def values(found: Found) -> dict[str, Any]:
     return said
 
 
+def nothing(found: Found) -> frozenset[str]:
+    """Return the fields of which the picture's own record says that none was given, and the model decided."""
+    if found.record is None:
+        return frozenset()
+    request = found.record.request
+    return frozenset(f for f in request.__struct_fields__ if getattr(request, f) is None)
+
+
 def template(found: Found) -> str | None:
     """Return what the picture's prompt was expanded from."""
     return found.record.template if found.record is not None else None

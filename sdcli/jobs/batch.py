@@ -18,10 +18,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from sdcli import metadata, models, output, pipeline, settings
+from sdcli import metadata, output, pipeline, settings
 from sdcli.errors import BadInput, SdcliError, UsageError
 from sdcli.jobs import again, rows
-from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, of_asked, pack_size
+from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, explained, fitted, of_asked, pack_size
 from sdcli.jobs.journal import Index, Journal, is_digest, pictures
 from sdcli.jobs.rows import BadRow, Row
 from sdcli.metadata import carried
@@ -62,6 +62,15 @@ class Planner:
     def base(self) -> Merged:
         return self.given.merged()
 
+    def learn(self, model: Model) -> None:
+        """Take the place of a model that was not here by what it has turned out to be, with the defaults of its family."""
+        (name, _), *under = self.given.under
+        self.model = model
+        self.given = dataclasses.replace(self.given, under=((name, model.defaults), *under))
+        for kept in ("base", "_files", "_metadata"):
+            self.__dict__.pop(kept, None)
+        self._checked.clear()
+
     def merged(self, row: Row) -> Merged:
         """Return a row's values over those of the command line; its own presets lie directly under it."""
         values = dict(row.values)
@@ -81,8 +90,6 @@ class Planner:
                         f"preset {name} sets {option.field}, which is set for the whole run",
                         f"give it as --preset {name}",
                     )
-            if not models.heeds_negative(self.model, self.base.values.get("true_cfg_scale", 1.0)):
-                sources = settings.without_negative(sources)
             self._presets[name] = sources
         return self._presets[name]
 
@@ -96,10 +103,14 @@ class Planner:
 
     def asked(self, merged: Merged, origin: str, line: int | None = None, *, was_expanded: bool = False) -> Asked:
         """Return what merged values ask for. Raises what can be known to be wrong with it."""
+        merged, _ = fitted(merged, self.model)
         request, options = merged.build(GenerationRequest), merged.build(JobOptions)
         key = pipeline.shape(request)
         if key not in self._checked:
-            check(request, self.model)
+            try:
+                check(request, self.model)
+            except UsageError as error:
+                raise explained(error, merged) from None
             if len(self._checked) < WINDOW:
                 self._checked.add(key)
         if self.expander is not None and not was_expanded:
@@ -129,7 +140,7 @@ class Planner:
             found = again.look(path)
             if found is None:
                 return None
-            merged = self.given.merged((path, again.values(found)))
+            merged = self.given.merged((path, again.values(found)), nothing=again.nothing(found))
             asked = self.asked(merged, path, was_expanded=True)
             notes = tuple(again.missing(found, self._files))
             return dataclasses.replace(asked, template=again.template(found), notes=notes), merged
@@ -285,7 +296,8 @@ def prepare(
             model, identity = loaded.model, loaded.model_record
         else:
             identity = pipeline.identity(model)
-        size = asked_size
+        alone = model.family is not None and model.family.alone
+        size = 1 if alone else asked_size
         if size is None and journal is not None and journal.lines:
             size = journal.batch_size  # That of the pictures that are there.
         if size in (None, "auto"):

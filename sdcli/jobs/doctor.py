@@ -133,10 +133,12 @@ def _versions() -> Iterator[Finding]:
         if extra in OF_DEVELOPERS:
             continue
         needs = [r for r in wanted if r.marker and r.marker.evaluate({**environment, "extra": extra})]
-        lacking = [r.name for r in needs if r.name.replace("-", "_") not in always and _version(r.name) is None]
+        versions = {r.name: _version(r.name) for r in needs if r.name.replace("-", "_") not in always}
+        there = None not in versions.values()
+        found = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
         yield Finding(
-            name=f"extra {extra}", value=not lacking,
-            message="installed" if not lacking else f"not installed: pip install 'sdcli[{extra}]'",
+            name=f"extra {extra}", value=there,
+            message=found if there else f"not installed: pip install 'sdcli[{extra}]'",
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from collections import deque
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sdcli import models, pipeline, schedulers, settings
+from sdcli import models, output, pipeline, schedulers, settings
 from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.journal import Index
 from sdcli.models import Model
@@ -18,6 +19,7 @@ from sdcli.output import Destination
 from sdcli.prompts.wildcards import Expander
 from sdcli.record import said_of
 from sdcli.request import GenerationRequest, JobOptions, draw_seed
+from sdcli.settings import Merged
 
 # So many a prompt is expanded to without a word: a second's work. More are hardly meant.
 MOST_PROMPTS = 100_000
@@ -143,6 +145,42 @@ def count(asked: Asked, expander: Expander | None) -> int:
     if prompts > most:
         raise UsageError(f"it is expanded to more than {most} prompts", "--limit N takes the first N of them")
     return options.count * prompts
+
+
+def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
+    """Return merged values without what presets say and the model can't use, and what that was, in words.
+
+    A preset is made for many models; what somebody asks for by a flag of its own is refused instead. Settings of the format
+    give way to the output's ending.
+    """
+    family, left = model.family, []
+    said = output.format_of(merged.values.get("output"))
+    if said and settings.is_setting(merged.origins.get("format")):
+        merged = merged.without("format")
+    if settings.is_setting(merged.origins.get("quality")) and (said or merged.values.get("format", "png")) == "png":
+        merged = merged.without("quality")
+    if family is None:
+        return merged, ()
+    useless = {"scheduler": family.own_scheduler is not None, "attention_slicing": not family.slices}
+    useless["vae_tiling"] = not family.tiles
+    for name, is_useless in useless.items():
+        if is_useless and (origin := merged.origins.get(name, "")).startswith("preset "):
+            merged = merged.without(name)
+            left.append(f"{name} ({origin})")
+    if "negative_prompt" in merged.styles and not models.heeds_negative(
+        model, merged.values.get("true_cfg_scale", 1.0)
+    ):
+        left.append(f"negative_prompt ({merged.styles['negative_prompt'][0][0]})")
+        merged = dataclasses.replace(merged, styles={k: v for k, v in merged.styles.items() if k != "negative_prompt"})
+    return merged, tuple(left)
+
+
+def explained(error: UsageError, merged: Merged) -> UsageError:
+    """Say where a value that is refused comes from, if it was not typed."""
+    origin = merged.origins.get(error.field or "", "flag")
+    if origin not in ("flag", "--set", "argument"):
+        error.hint = "; ".join(filter(None, [error.hint, f"it is set by: {origin}"]))
+    return error
 
 
 def check(request: GenerationRequest, model: Model) -> None:

@@ -35,7 +35,10 @@ def plan(
     complete = seeded and request.width is not None and request.height is not None
     id = job_id(request, identity) if complete and identity else None
     shown = msgspec.to_builtins(request)
-    origins = {f: merged.origin(f) or "default" for f in (*shown, *asked_plan, "model", "vae", "safety_checker")}
+    origins = {
+        f: merged.origin(f) or "default"
+        for f in (*shown, *asked_plan, "model", "vae", "model_config", "safety_checker")
+    }
     origins["prompt"] = merged.origin("prompt", prompt_origin) or prompt_origin
     if request.eta != job.request.eta:
         origins["eta"] = f"scheduler {request.scheduler or model.name}"
@@ -50,13 +53,17 @@ def plan(
     for side in ("width", "height"):
         if side not in merged.origins:
             origins[side] = f"model {model.name}"
-    later = [f for f in ("seed", "width", "height") if shown[f] is None]
+    if model.family is None:
+        # What its family wants is not known.
+        wanted = [f for f in ("num_inference_steps", "guidance_scale") if f not in merged.origins]
+        shown |= dict.fromkeys(wanted)
+    later = [f for f in ("seed", "width", "height", "num_inference_steps", "guidance_scale") if shown[f] is None]
     later += [k for k, v in shown_plan.items() if v is None]
     origins |= dict.fromkeys(later, DECIDED_LATER)
     facts: dict[str, Any] = {
         "name": model.shown_name, "family": model.family.name if model.family else None, "repo": model.repo,
         "commit": model.commit, "files": identity.files if identity else None, "adapters": [], "vae": spec.vae,
-        "safety_checker": spec.safety_checker,
+        "model_config": spec.model_config, "safety_checker": spec.safety_checker,
     }  # fmt: skip
     return {
         "schema": SCHEMA, "event": "plan", "id": id, "path": _path(job.destination or where, job, request, id, model, seeded),

@@ -147,8 +147,6 @@ def _decoded(path: Path) -> Image:
 
 def edits(found: Found, record: Record) -> tuple[str, ...]:
     """Return the signs that a record was edited: its id hashes its request and model, and A1111's text says them again."""
-    if job_id(record.request, record.model) == record.id:
-        return ()
     beside = a1111.read(found.raw)
     # Both as they come out of infotext, which can't hold all.
     own = a1111.read({"parameters": infotext.infotext(record)})
@@ -158,6 +156,10 @@ def edits(found: Found, record: Record) -> tuple[str, ...]:
             then, now = beside.request.get(name), own.request.get(name)
             if then != now:
                 told.append(f"{name} is {_short(now)}, and {_short(then)} in A1111's text beside it")
+    if job_id(record.request, record.model) == record.id:
+        if not told:
+            return ()
+        return (f"A1111's text was edited: {'; '.join(told[:MOST_NAMED])}",)
     text = "the record was edited: its id is not that of its request and model"
     return (f"{text} ({'; '.join(told[:MOST_NAMED])})" if told else text,)
 
@@ -186,6 +188,10 @@ def judge(subject: Subject, drawn: GeneratedImage) -> Verdict:
             found.append(
                 "the record was edited: it hashes other pixels than the picture's, which are drawn again as they are"
             )
+        elif then.pixels.sha256 != now.pixels.sha256:
+            found.append("the record hashes other pixels than were drawn, before they were encoded")
+        if then.model.files != now.model.files:
+            found += _of_models(then.model, now.model)
         return Verdict(verdict="identical", psnr=None, max_difference=0, causes=tuple(found))
     if changed:
         found.append(CHANGED if image.mode == "RGB" else f"{CHANGED} (stored as {image.mode})")
@@ -274,14 +280,16 @@ def _encoders(encoding: EncodingRecord) -> dict[str, str]:
 # The model and the place
 
 
-def spec_of(record: ModelRecord, model: str | None = None, vae: str | None = None) -> ModelSpec:
+def spec_of(
+    record: ModelRecord, model: str | None = None, vae: str | None = None, config: str | None = None
+) -> ModelSpec:
     """Return the model to draw again with: the recorded one, or what is given in its place.
 
     A repository is pinned to its commit. What lay on somebody's disk is recorded by its name, which is looked for nowhere:
     whoever has it says where. Raises ModelUnavailable, and BadInput for what is no model.
     """
     if model is not None:
-        return ModelSpec(model=model, vae=vae)
+        return ModelSpec(model=model, vae=vae, model_config=config)
     others = [name.removeprefix("--vae/") for name in record.files if name.startswith("--vae/")]
     if others and vae is None:
         raise ModelUnavailable(
@@ -378,6 +386,7 @@ class Verifier:
     say: Say
     model: str | None = None
     vae: str | None = None
+    model_config: str | None = None
     listener: Listener | None = None
     _groups: dict[tuple[ModelSpec, DevicePlan], dict[tuple[int, Hashable], list[Path]]] = field(default_factory=dict)
 
@@ -419,7 +428,7 @@ class Verifier:
             except UsageError as error:
                 raise _as_data(error) from None
             schedulers.require(entry)
-        key = (spec_of(record.model, self.model, self.vae), plan_of(record.plan))
+        key = (spec_of(record.model, self.model, self.vae, self.model_config), plan_of(record.plan))
         in_a_pass = (_pack_size(record.plan), pipeline.shape(record.request))
         if key not in self._groups and self.model is None:
             _require(key[0])

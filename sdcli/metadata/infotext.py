@@ -19,7 +19,7 @@ def infotext(record: Record) -> str:
     """Return the prompt, the line `Negative prompt: ` if there is one, and the line of details."""
     request = record.request
     vae = {name: sha256 for name, sha256 in record.model.files.items() if name.startswith("--vae/")}
-    own = {name: sha256 for name, sha256 in record.model.files.items() if name not in vae}
+    own = {name: sha256 for name, sha256 in record.model.files.items() if not name.startswith("--")}
     # What A1111 adds only when it differs from its own default is None here when it does not.
     details = {
         "Steps": request.num_inference_steps,

@@ -39,7 +39,7 @@ def mark(model: ModelRecord, version: str | None) -> dict[str, str]:
 def _version(model: ModelRecord) -> str:
     """Return what pins a model: its commit; or the SHA-256 of its only file; or of the list that `sha256sum` prints of its
     files, sorted by their paths (as `LC_ALL=C sort -k2` does)."""
-    files = sorted((name, sha256) for name, sha256 in model.files.items() if not name.startswith("--vae/"))
+    files = sorted((name, sha256) for name, sha256 in model.files.items() if not name.startswith("--"))
     if model.commit or not files:
         return model.commit or ""
     if len(files) == 1:

@@ -52,6 +52,11 @@ class Family:
     alone: bool = False
     min_steps: int = 1
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The precisions that are fetched from the hub where all components have them, the first that is there."""
+        return ("bf16", "fp16") if self.dtype == "bf16" else ("fp16",)
+
 
 FLOW = "it was trained by flow matching, and draws with its own"
 _NO_NOISE = {"clip_skip": NO_CLIP_SKIP, "eta": NO_ETA, "guidance_rescale": NO_RESCALE, "true_cfg_scale": NO_SECOND_PASS}
@@ -134,7 +139,7 @@ _FAMILIES = (
     Family(
         class_name="Lumina2Pipeline",
         name="lumina-2", defaults=_steps(30, 4.0), patch=2, own_scheduler=FLOW, lacks=_NO_NOISE,
-        readers=(("tokenizer", 256),),
+        readers=(("tokenizer", 256),), alone=True,
     ),
     Family(
         class_name="HunyuanDiTPipeline",

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sdcli.errors import BadInput
 from sdcli.models.cache import cached
-from sdcli.models.folders import Denoiser, no_checker, of_index, parts_of, with_facts
+from sdcli.models.families import FAMILIES
+from sdcli.models.folders import Denoiser, no_checker, of_index, parts_of, usual_multiple, with_facts
 from sdcli.models.known import DEFAULT
 from sdcli.models.spec import Incomplete, Model, Weights
 from sdcli.models.weights import channels_of, check_weights, read_json, shapes_of
@@ -136,7 +137,8 @@ def of_file(model: Model, checker: bool) -> Model:
         f"looked in {file.with_suffix('')}/, {file.parent}/ and the hub's cache" if named is None else "--model-config"
     )
     source = replace(wanted[0], name=f"the configuration of {model.name} ({places})")
-    return replace(model, named_config=source)
+    family = FAMILIES[layout.class_name]
+    return replace(model, named_config=source, family=family, multiple=usual_multiple(family))
 
 
 def _configured(model: Model, layout: Layout, shapes: Shapes, folder: Path) -> Model:

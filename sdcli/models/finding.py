@@ -10,7 +10,7 @@ from sdcli.errors import BadInput, UsageError
 from sdcli.models import aliases
 from sdcli.models.families import FAMILIES
 from sdcli.models.files import of_file
-from sdcli.models.folders import of_folder
+from sdcli.models.folders import of_folder, usual_multiple
 from sdcli.models.hub import of_cache
 from sdcli.models.known import ALIASES, AT_ONCE, DEMO, KNOWN
 from sdcli.models.naming import locate
@@ -43,7 +43,8 @@ def find(spec: ModelSpec) -> Model:
         known = next((k for k in KNOWN if k.repo == model.repo), None)
     if known is not None and model.family is None:
         # What its family can't use is refused before it is downloaded.
-        model = replace(model, family=FAMILIES[known.family])
+        family = FAMILIES[known.family]
+        model = replace(model, family=family, size=known.size, multiple=usual_multiple(family))
     return with_defaults(replace(model, defaults=known.defaults if known else {}))
 
 

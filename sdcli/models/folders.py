@@ -74,7 +74,10 @@ def of_folder(model: Model, checker: bool) -> Model:
     if checker:
         read_json(folder / "feature_extractor" / "preprocessor_config.json", dict[str, Any])
     model = with_facts(model, folder)
-    return replace(model, variant=check_weights(folder, parts_of(model, checker)))
+    assert model.family is not None
+    # What another program has put into the hub's cache besides is not taken instead.
+    prefer = model.family.variants if model.repo is not None else ()
+    return replace(model, variant=check_weights(folder, parts_of(model, checker), prefer))
 
 
 def of_index(model: Model, folder: Path, checker: bool) -> Model:
@@ -120,7 +123,13 @@ def texts_of(model: Model, checker: bool) -> tuple[str, ...]:
 
 def _check_components(folder: Path, components: Mapping[str, tuple[str, str]]) -> None:
     """Refuse a component that is not one of the libraries' own: its code would come from the model's folder."""
-    for name, (library, _) in components.items():
+    for name, (library, kind) in components.items():
+        # Auto classes are found out from files of the model, which may name code beside them.
+        if kind.startswith("Auto") and not kind.startswith("Autoencoder"):
+            raise BadInput(
+                f"{folder} does not say which class its {name} is of ({kind}), and could bring code of its own, which is never run",
+                "use another model",
+            )
         if library not in ("diffusers", "transformers") and library not in _pipelines():
             raise BadInput(
                 f"{folder} brings code of its own for its {name} ({library}), which is never run", "use another model"
@@ -163,6 +172,11 @@ def with_facts(model: Model, folder: Path) -> Model:
 def multiple_of(family: Family, vae: VaeConfig) -> int:
     """Return what a picture's sides are multiples of; diffusers wants multiples of 8 of any autoencoder."""
     return max(family.multiple, vae.factor * family.patch)
+
+
+def usual_multiple(family: Family) -> int:
+    """Return what the sides are multiples of with an autoencoder that halves them three times, as nearly all do."""
+    return max(family.multiple, 8 * family.patch)
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:

@@ -354,8 +354,7 @@ def wanted_files(names: Sequence[str], model: Model, *, safety_checker: bool) ->
     if safety_checker and not any(n.startswith("safety_checker/") for n in names):
         raise no_checker(model)
     parts = {p: [n for n in names if n.startswith(p + "/")] for p in parts_of(model, safety_checker)}
-    bf16 = model.family is not None and model.family.dtype == "bf16"
-    variant = _hub_variant(parts, str(model.repo), ("bf16", "fp16") if bf16 else ("fp16",))
+    variant = _hub_variant(parts, str(model.repo), model.family.variants if model.family else ("fp16",))
     return _texts(names, texts_of(model, safety_checker)) + [
         n for found in parts.values() for n in by_variant(found)[variant]
     ]

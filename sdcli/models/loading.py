@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
 from sdcli.errors import UsageError
-from sdcli.models.folders import parts_of
+from sdcli.models.folders import parts_of, texts_of
 from sdcli.models.spec import Model
 from sdcli.models.weights import by_variant, files_in, sha256_of, shapes_of
 from sdcli.request import GenerationRequest
@@ -31,6 +32,12 @@ def loaded_files(model: Model) -> dict[str, Path]:
     return found
 
 
+def _about(field: str, message: str, hint: str) -> UsageError:
+    error = UsageError(message, hint)
+    error.field = field
+    return error
+
+
 def folder_parts(model: Model) -> tuple[str, ...]:
     """Return the components whose weights come from a folder in diffusers' layout."""
     if model.single_file and not model.alone:
@@ -47,23 +54,28 @@ def check(request: GenerationRequest, model: Model) -> None:
         return
     for field, reason in family.lacks.items():
         if getattr(request, field) != _DEFAULTS[field]:
-            raise UsageError(f"{model.name} ({family.name}) can't use {field}: {reason}", f"leave {field} out")
+            raise _about(field, f"{model.name} ({family.name}) can't use {field}: {reason}", f"leave {field} out")
     if request.num_inference_steps < family.min_steps:
-        raise UsageError(
+        raise _about(
+            "num_inference_steps",
             f"{model.name} ({family.name}) can't draw in {request.num_inference_steps} steps",
             f"--steps is at least {family.min_steps}",
         )
     if request.scheduler and family.own_scheduler is not None:
-        raise UsageError(
-            f"{model.name} ({family.name}) can't use another scheduler: {family.own_scheduler}", "leave --scheduler out"
+        raise _about(
+            "scheduler",
+            f"{model.name} ({family.name}) can't use another scheduler: {family.own_scheduler}",
+            "leave --scheduler out",
         )
     if request.negative_prompt and not heeds_negative(model, request.true_cfg_scale):
-        raise UsageError(
+        raise _about(
+            "negative_prompt",
             f"{model.name} ({family.name}) can't use a negative prompt as it is: its guidance is built in",
             "--set true_cfg_scale=2 or so makes a second pass, which reads it, and takes twice the time",
         )
     if not model.guided and request.guidance_scale > 1:
-        raise UsageError(
+        raise _about(
+            "guidance_scale",
             f"{model.name} ({family.name}) can't use guidance: it was distilled to be drawn without",
             "leave --guidance-scale out",
         )
@@ -87,7 +99,8 @@ def check_size(model: Model, width: int | None, height: int | None) -> None:
         if pixels is not None and pixels % model.multiple:
             below = pixels // model.multiple * model.multiple
             nearest_are = f"the nearest are {below} and {below + model.multiple}"
-            raise UsageError(
+            raise _about(
+                side,
                 f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}",
                 nearest_are if below else f"the smallest is {model.multiple}",
             )
@@ -97,7 +110,9 @@ def check_clip_skip(model: Model, clip_skip: int) -> None:
     """Refuse to leave out more layers than the model's text encoder has to spare."""
     layers = model.encoder_layers
     if layers is not None and clip_skip >= layers:
-        raise UsageError(f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}")
+        raise _about(
+            "clip_skip", f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}"
+        )
 
 
 def count_parameters(model: Model) -> int:
@@ -114,5 +129,26 @@ def _is_loaded(name: str) -> bool:
 
 
 def hashes(model: Model) -> dict[str, str]:
-    """Return the names of the weight files that decide pixels, with their SHA-256."""
-    return {name: sha256_of(file) for name, file in loaded_files(model).items()}
+    """Return the names of the weight files that decide pixels, with their SHA-256.
+
+    `--config` is that of the configurations and vocabularies: over the lines `SHA-256  NAME` of all of them, by name. A
+    commit stands for those of a repository.
+    """
+    found = {name: sha256_of(file) for name, file in loaded_files(model).items()}
+    return found if model.commit is not None else found | {"--config": _texts_sha256(model)}
+
+
+def _texts_sha256(model: Model) -> str:
+    folder = model.configs
+    assert folder is not None
+    files = [folder / "model_index.json"]
+    for part in texts_of(model, checker=False):
+        if (folder / part).is_dir():
+            files += [f for f in (folder / part).iterdir() if f.is_file() and f.suffix in (".json", ".txt", ".model")]
+    # An index of weights in pieces says nothing that the pieces do not.
+    lines = (
+        f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(folder).as_posix()}\n"
+        for f in sorted(files)
+        if not f.name.endswith(".safetensors.index.json")
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

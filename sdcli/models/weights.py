@@ -83,10 +83,10 @@ def files_in(folder: Path) -> list[str]:
     return [f.name for f in folder.iterdir()] if folder.is_dir() else []
 
 
-def check_weights(folder: Path, parts: Sequence[str]) -> str | None:
+def check_weights(folder: Path, parts: Sequence[str], prefer: Sequence[str] = ()) -> str | None:
     """Return the variant to load of a folder's components (None: plain); refuse pickles and what is cut off."""
     names = {part: files_in(folder / part) for part in parts}
-    variant = common_variant(names, (), str(folder))
+    variant = common_variant(names, prefer, str(folder))
     for part in parts:
         for name in by_variant(names[part])[variant]:
             read_header(folder / part / name)

@@ -1,6 +1,6 @@
 """Where values come from: every source is a dict, merged from weakest to strongest, each value with its origin."""
 
-from sdcli.settings.config import VARIABLES, current, sources
+from sdcli.settings.config import VARIABLES, current, is_setting, sources
 from sdcli.settings.merge import (
     DECIDED_LATER,
     RECORDS,
@@ -14,7 +14,6 @@ from sdcli.settings.merge import (
     names,
     pair,
     styled,
-    without_negative,
 )
 from sdcli.settings.presets import preset, presets_folder
 
@@ -29,6 +28,7 @@ __all__ = [
     "convert",
     "current",
     "is_unicode",
+    "is_setting",
     "merge",
     "names",
     "pair",
@@ -36,5 +36,4 @@ __all__ = [
     "presets_folder",
     "sources",
     "styled",
-    "without_negative",
 ]

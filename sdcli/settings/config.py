@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sdcli import output
 from sdcli.errors import BadInput, SdcliError, UsageError, nearest
+from sdcli.models import ALIASES, aliases
 from sdcli.models.places import config_folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
@@ -24,8 +25,15 @@ REFUSED = {
     "prompt": "the prompt is given to a command, or in a row; a preset can put a style on it",
     "preset": "a preset is given with --preset, or extended by another preset",
 }
+# Fields that name files or folders.
+PATHS = ("model", "vae", "model_config", "wildcards", "output")
 Place = Literal["user", "project"]
 ORIGINS: dict[Place, str] = {"user": "user settings", "project": "project settings"}
+
+
+def is_setting(origin: str | None) -> bool:
+    """Whether an origin is a settings file or a variable: what holds for many commands, and was typed for none."""
+    return origin is not None and (origin in ORIGINS.values() or origin.startswith(PREFIX))
 
 
 def path(place: Place) -> Path:
@@ -101,17 +109,22 @@ def current() -> Merged:
 
 @dataclass(frozen=True)
 class Written:
-    """What a change of a file came to: where it is, whether anything changed, and what is wrong with the rest of it."""
+    """What a change of a file came to: where it is, whether anything changed, what is wrong with the rest of it, and the
+    absolute path that a relative one was written as."""
 
     path: Path
     changed: bool
     faults: tuple[Fault, ...]
+    absolute: str | None = None
 
 
 def store(place: Place, name: str, text: str) -> Written:
     """Set a field in a place's file, which is made if it is not there; comments stay. `text` is converted and checked
-    first, and the file is replaced in one step. Raises UsageError, and BadInput where the file is no TOML."""
+    first, and the file is replaced in one step. The user's file is read in every folder: a relative path becomes absolute
+    there. Raises UsageError, and BadInput where the file is no TOML."""
     name = _name(name)
+    absolute = _absolute(name, text) if place == "user" else None
+    text = absolute or text
     if not is_unicode(text):
         raise UsageError(f"{name} is not UTF-8", "TOML has room for Unicode only")
     values = files.checked(name, text, "config set")
@@ -128,7 +141,20 @@ def store(place: Place, name: str, text: str) -> Written:
             for key in there[1:]:
                 del toml[key]
 
-    return _edit(place, change)
+    return replace(_edit(place, change), absolute=absolute)
+
+
+def _absolute(name: str, text: str) -> str | None:
+    """Return a relative path as an absolute one; None for what is no path, or is one already."""
+    field = _field(name)
+    if field not in PATHS or not text or text == "-" or os.path.isabs(text):
+        return None
+    named = field in ("model", "vae", "model_config") and (text in ALIASES or text in aliases.names())
+    if named or not (text.startswith(("./", "../")) or os.path.exists(text)):
+        return None
+    # Braces are fields in an output's template.
+    here = os.getcwd().replace("{", "{{").replace("}", "}}") if field == "output" else os.getcwd()
+    return os.path.normpath(os.path.join(here, text)) + "/" * text.endswith("/")
 
 
 def remove(place: Place, name: str) -> Written:
@@ -203,10 +229,18 @@ def _name(name: str) -> str:
 
 
 def value(name: str, merged: Merged) -> tuple[str, Any, str]:
-    """Return a name's field, the value that is set, and its origin: the field's own default where nothing sets it."""
+    """Return a name's field, the value that is set, and its origin: the field's own default where nothing sets it.
+
+    `size` is WIDTHxHEIGHT; UsageError where they are not both set.
+    """
     plain = _name(name)
     if plain == "size":
-        raise UsageError("size stands for width and height", "ask for each of them")
+        sides = {field: merged.values[field] for field in ("width", "height") if field in merged.values}
+        if len(sides) < 2:
+            said = f"only {next(iter(sides))} is" if sides else "the model decides"
+            raise UsageError(f"size is not set: {said}", "as in `sdcli config set size 512x512`, for width and height")
+        origins = dict.fromkeys(merged.origins[field] for field in sides)
+        return plain, "x".join(map(str, sides.values())), ", ".join(origins)
     option = names()[plain]
     if option.field in merged.values:
         return option.field, merged.values[option.field], merged.origins[option.field]

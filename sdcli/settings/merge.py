@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,7 +14,7 @@ import msgspec
 from sdcli.device import DevicePlan
 from sdcli.errors import UsageError, nearest
 from sdcli.models import ModelSpec
-from sdcli.options import Option, options_of
+from sdcli.options import Option, options_of, plain_type
 from sdcli.output import OutputPlan
 from sdcli.request import GenerationRequest, JobOptions
 
@@ -71,6 +71,13 @@ class Merged:
             before = None  # Nothing was there that they could be appended to.
         return ", ".join([*([before] if before else []), *styles]) or None
 
+    def without(self, *fields: str) -> Merged:
+        """Return these values without some fields."""
+        return replace(
+            self, values={k: v for k, v in self.values.items() if k not in fields},
+            origins={k: v for k, v in self.origins.items() if k not in fields},
+        )  # fmt: skip
+
     def over(self, *sources: Source) -> Merged:
         """Return these values with stronger sources merged over them."""
         later = merge(*sources)
@@ -88,9 +95,9 @@ class Given:
     under: tuple[Source, ...]
     over: tuple[Source, ...]
 
-    def merged(self, *between: Source) -> Merged:
-        """Return all of it merged."""
-        return merge(*self.under, *between, *self.over)
+    def merged(self, *between: Source, nothing: Iterable[str] = ()) -> Merged:
+        """Return all of it merged. `nothing` are fields of which a picture's record says that none was given."""
+        return merge(*self.under).without(*nothing).over(*between, *self.over)
 
 
 @cache
@@ -129,14 +136,6 @@ def merge(*sources: Source) -> Merged:
         values |= said
         origins |= dict.fromkeys(said, origin)
     return Merged(values=values, origins=origins, styles=styles)
-
-
-def without_negative(sources: Iterable[Source]) -> tuple[Source, ...]:
-    """Return sources without the negative text of styles: a look is worth having of a model that reads none."""
-    return tuple(
-        (origin, {k: v for k, v in values.items() if not (k == "negative_prompt" and isinstance(v, Style))})
-        for origin, values in sources
-    )
 
 
 def styled(prompt: str, templates: Iterable[str]) -> str:
@@ -182,7 +181,12 @@ def convert(name: str, value: Any, origin: str) -> Any:
         choices = getattr(_literal(option.type), "__args__", ())
         hint = f"one of {', '.join(map(str, choices))}" if choices else f"{name}: {option.help}"
         reason = str(error).replace("`", "").replace("Expected", "expected").replace(" | null", "")
-        reason = f"expected one of {', '.join(map(str, choices))}" if choices else reason
+        if choices:
+            reason = f"expected one of {', '.join(map(str, choices))}"
+        elif plain_type(option.type) is bool:
+            reason = "expected true or false"
+        elif re.search(r"regex|enum| \| ", reason):  # How the type is written, which the help says in words.
+            reason = option.help.rstrip(".")
         close = nearest(str(value), map(str, choices))
         raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{close}", hint) from None
 

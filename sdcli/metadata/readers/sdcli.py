@@ -49,7 +49,7 @@ def _sheet(text: str) -> dict[str, Any] | None:
 def _full(record: Record) -> Said:
     request = {k: v for k, v in msgspec.to_builtins(record.request).items() if v is not None}
     model = msgspec.to_builtins(record.model)
-    match list(record.model.files.items()):
+    match [(name, sha256) for name, sha256 in record.model.files.items() if not name.startswith("--")]:
         case [(path, sha256)] if path.endswith(".safetensors"):
             model["hash"] = sha256[:10]  # As A1111 counts it, for a checkpoint of one file.
         case _:
