@@ -128,7 +128,7 @@ def test_models_of_pictures(sdcli: Sdcli, tmp_path: Path) -> None:
         sdcli("generate", "a star", *DEMO, "-o", f"{name}.png")
     edited(tmp_path / "a.png", {"name": "/etc/passwd"})
     done = sdcli("generate", "--from", "a.png")
-    assert done.code == 2 and "say it with --model" in done.stderr
+    assert done.code == 69 and "say it with --model" in done.stderr
     assert sdcli("generate", "--from", "a.png", *DEMO, "-o", "d.png").code == 0
     edited(tmp_path / "b.png", {"name": "x", "repo": "nobody/nothing", "commit": "0" * 40})
     done = sdcli("batch", "--from", "b.png", "--from", "c.png")
@@ -147,7 +147,7 @@ def test_no_path_out_of_a_picture_is_opened(sdcli: Sdcli, tmp_path: Path, repo: 
     sdcli("generate", "a star", *DEMO, "-o", "a.png")
     edited(tmp_path / "a.png", {"name": repo, "repo": repo, "commit": None})
     done = sdcli("generate", "--from", "a.png")
-    assert done.code == 2 and "say it with --model" in done.stderr, done.stderr
+    assert done.code == 69 and "say it with --model" in done.stderr, done.stderr
     done = sdcli("verify", "a.png")
     assert done.code == 65 and "names a model that can't be" in done.stderr, done.stderr
 

@@ -52,6 +52,10 @@ def test_the_record_tells_what_happened(sdcli: Sdcli) -> None:
         "vae/diffusion_pytorch_model.safetensors",
     }
     demo = Path(judge.__file__).parent.parent / "sdcli" / "demo"
+    # As `sha256sum` lists the configurations.
+    texts = sorted(f for f in demo.rglob("*") if f.suffix in (".json", ".txt"))
+    lines = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(demo)}\n" for f in texts]
+    assert record["model"]["files"].pop("--config") == hashlib.sha256("".join(lines).encode()).hexdigest()
     for name, sha256 in record["model"]["files"].items():
         assert hashlib.sha256((demo / name).read_bytes()).hexdigest() == sha256
     assert record["plan"]["device"] == "cpu" and record["plan"]["dtype"] == "fp32" and record["plan"]["pack_size"] == 1

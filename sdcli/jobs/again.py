@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdcli.errors import BadInput, InputMissing, UsageError
+from sdcli.errors import BadInput, InputMissing, ModelUnavailable
 from sdcli.jobs import journal
 from sdcli.metadata import inspecting
 from sdcli.metadata.inspecting import Found
@@ -62,7 +62,7 @@ def template(found: Found) -> str | None:
 def model(found: Found) -> str | None:
     """Return the model to name for drawing a picture again, None where it does not say.
 
-    A model on the disk of whoever drew it is a name and no path, and a path in a picture is nobody's to open: UsageError.
+    A model on the disk of whoever drew it is a name and no path, and a path in a picture is nobody's to open: ModelUnavailable.
     """
     record = found.record.model if found.record is not None else None
     if record is None:
@@ -71,7 +71,7 @@ def model(found: Found) -> str | None:
         return name
     if record.name in ALIASES:
         return record.name
-    raise UsageError(
+    raise ModelUnavailable(
         f"{found.path} was drawn by {record.name}, and does not say where that lies", "say it with --model"
     )
 

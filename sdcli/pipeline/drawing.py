@@ -210,7 +210,7 @@ class Pipeline:
         negative = self._count(request.negative_prompt)
         for field in ("negative_prompt", "guidance_rescale"):
             if getattr(request, field) and not guided:
-                found.append(f"{field} has no effect without guidance (a guidance scale over 1)")
+                found.append(f"{field} has no effect without guidance (a guidance scale over {self.family.unguided:g})")
         if negative.cut and guided:
             found.append(
                 f'the negative prompt is longer than {negative.used} tokens; this was cut off: "{negative.cut}"'
