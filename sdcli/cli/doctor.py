@@ -45,6 +45,7 @@ def doctor(
     screen.verbosity, screen.as_json = -1 if quiet else verbose, as_json
     # Read when huggingface_hub is imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     results = Results(as_json=as_json)
     screen.say("examining; a drawing of two steps comes last ...")
     counts: Counter[str] = Counter()

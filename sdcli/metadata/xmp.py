@@ -7,7 +7,6 @@ import html
 import re
 from pathlib import PurePath
 from xml.parsers import expat
-from xml.sax.saxutils import quoteattr
 
 from sdcli.errors import BadInput
 from sdcli.record import ModelRecord
@@ -58,6 +57,9 @@ def packet(properties: dict[str, str], record: str | None = None) -> str:
 
 def description(properties: dict[str, str], record: str | None = None) -> str:
     """Return what is inside a packet: simple properties, those without a text left out, and sdcli's record."""
+    # It brings urllib and ssl along, which no help needs.
+    from xml.sax.saxutils import quoteattr
+
     said = {name: text for name, text in properties.items() if text}
     prefixes = dict.fromkeys(name.partition(":")[0] for name in [*said, *(["sdcli:record"] if record else [])])
     attributes = "".join(f' xmlns:{prefix}="{NAMESPACES[prefix]}"' for prefix in prefixes)

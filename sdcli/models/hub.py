@@ -238,22 +238,33 @@ def _patiently(ask: Callable[[], Any]) -> Any:
             time.sleep(max(wait, 1))
 
 
+# Whether this process was made offline, and what the environment said of it before.
 _made_offline = False
+_said_before: str | None = None
 
 
 def offline(wanted: bool) -> None:
-    """Make no connection from here on; with False, only where the environment says so (HF_HUB_OFFLINE)."""
-    global _made_offline
-    constants = sys.modules.get("huggingface_hub.constants")
-    if wanted and not _made_offline and not os.environ.get("HF_HUB_OFFLINE"):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    elif wanted or not _made_offline:
+    """Make no connection from here on; with False, only where the environment says so (HF_HUB_OFFLINE).
+
+    To be called before anything else of the hub: it also keeps huggingface_hub from telling the hub about this machine.
+    """
+    global _made_offline, _said_before
+    # Read when it is imported. Without this it asks the hub for a list of programs, to tell it which of them runs it.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if wanted == _made_offline:
         return
-    else:
-        del os.environ["HF_HUB_OFFLINE"]
     _made_offline = wanted
+    if wanted:
+        _said_before = os.environ.get("HF_HUB_OFFLINE")
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    elif _said_before is None:
+        os.environ.pop("HF_HUB_OFFLINE", None)
+    else:
+        os.environ["HF_HUB_OFFLINE"] = _said_before
+    constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:  # It has read the environment.
-        constants.HF_HUB_OFFLINE = wanted  # type: ignore[attr-defined]
+        said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+        constants.HF_HUB_OFFLINE = said.upper() in ("1", "ON", "YES", "TRUE")  # type: ignore[attr-defined]
 
 
 def in_bytes(count: int) -> str:

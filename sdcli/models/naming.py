@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ def locate(name: str, what: str, hint: str, aliases: Iterable[str] = ALIASES) ->
                 f"{name} is a pickle, which can run code when it is read",
                 "use a .safetensors file or a folder in diffusers' layout",
             )
-        if not path.exists():
+        if not _is_there(path):
             raise InputMissing(f"there is no {what} at {name}", hint)
         return Weights(name=name, path=path)
     repo, _, revision = name.partition("@")
@@ -41,7 +42,16 @@ def as_path(name: str) -> Path | None:
         or path.suffix.lower() in (".safetensors", ".gguf", *PICKLES)
         or name.partition("@")[0].count("/") > 1
     )
-    return path if looks or (name and (path.is_dir() or ("/" in name and path.exists()))) else None
+    return path if looks or (name and _is_there(path) and ("/" in name or path.is_dir())) else None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise BadInput(f"{path} can't be looked at: {error.strerror}", "check its permissions") from error
 
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -44,15 +44,17 @@ _NAME = re.compile(
 
 
 def by_variant(names: Iterable[str]) -> dict[str | None, list[str]]:
-    """Return the weight files among a component's, by their variant; those in pieces only with all their pieces."""
-    found: dict[str | None, list[str]] = {}
-    pieces: dict[str | None, int] = {}
+    """Return the weight files among a component's, by their variant: the whole file, or else all pieces of one set."""
+    found: dict[tuple[str | None, int], list[str]] = {}
     for name in sorted(names):
         if match := _NAME.fullmatch(name.rpartition("/")[2]):
-            variant = match["variant"]
-            found.setdefault(variant, []).append(name)
-            pieces[variant] = int(match["old"] or match["of"] or 1)
-    return {v: names for v, names in found.items() if len(names) == pieces[v]}
+            # 0 stands for the whole: a set may have one piece.
+            found.setdefault((match["variant"], int(match["old"] or match["of"] or 0)), []).append(name)
+    whole: dict[str | None, list[str]] = {}
+    for (variant, pieces), names in sorted(found.items(), key=lambda item: item[0][1]):
+        if len(names) == (pieces or 1):
+            whole.setdefault(variant, names)
+    return whole
 
 
 def common_variant(components: Mapping[str, Iterable[str]], prefer: Sequence[str], where: str) -> str | None:
@@ -116,6 +118,17 @@ def _gguf_header(file: Path) -> dict[str, Any]:
         raise BadInput(f"{file} is no GGUF file, or was cut off: {reason}", "fetch the file again") from error
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Tensor(msgspec.Struct):
+    """What a safetensors header says of a tensor."""
+
+    dtype: str
+    shape: list[_Count]
+    data_offsets: tuple[_Count, _Count]
+
+
 def _safetensors_header(file: Path) -> dict[str, Any]:
     hint = "fetch the file again"
     try:
@@ -128,8 +141,8 @@ def _safetensors_header(file: Path) -> dict[str, Any]:
             if length > min(size, 100_000_000):
                 raise BadInput(f"{file} is no safetensors file, or was cut off", hint)
             header = msgspec.json.decode(stream.read(length), type=dict[str, dict[str, Any]])
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        whole = 8 + length + int(end)
+        tensors = msgspec.convert({k: v for k, v in header.items() if k != "__metadata__"}, dict[str, _Tensor])
+        whole = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     except OSError as error:
         raise BadInput(f"{file} can't be read: {error.strerror}", hint) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -176,7 +189,18 @@ def named_sha256(file: Path) -> str | None:
     """Return the SHA-256 that the hub's cache has named a file with, None for one that does not lie there."""
     # The link itself, not where it ends: a blob may be a link on to a store where other hashes are the names.
     target = Path(os.readlink(file)) if file.is_symlink() else file
-    return target.name if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name) else None
+    named = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name)
+    return target.name if named and _in_hubs_cache(file) else None
+
+
+def _in_hubs_cache(file: Path) -> bool:
+    from huggingface_hub import constants
+
+    cache, place = Path(constants.HF_HUB_CACHE).absolute(), file.absolute()
+    # A repository in the cache may be a link to another disk; with .. in it, a name says nothing of its place.
+    if ".." not in place.parts and cache in place.parents:
+        return True
+    return cache.resolve() in (place.parent.resolve() / place.name).parents
 
 
 def digest(file: Path) -> str:
