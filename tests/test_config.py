@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import subprocess
 import sys
+import threading
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_a_folder_with_braces_is_no_template(sdcli: Sdcli, tmp_path: Path, confi
 
 FOREIGN = [
     ('output = "../victim.png"', "output", "../victim.png"),
-    ('o = "pictures/../../{id}.png"', "output", "pictures/../../{id}.png"),
+    ('output = "pictures/../../{id}.png"', "output", "pictures/../../{id}.png"),
     ('output = "/gone/victim.png"', "output", "/gone/victim.png"),
     ("overwrite = true", "overwrite", "true"),
     ("overwrite = false", "overwrite", "false"),
@@ -254,12 +255,20 @@ def test_a_foreign_folder_does_not_steer_a_terminal(sdcli: Sdcli, tmp_path: Path
         assert b"\x1b" not in shown and "\x9b".encode() not in shown
 
 
-def test_what_is_set_at_once_is_all_kept(process: Sdcli, configuration: Path) -> None:
-    settings = {"steps": 7, "seed": 5, "cfg": 3.5, "width": 64, "height": 96, "eta": 0.5}
-    with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda kv: process("config", "set", kv[0], str(kv[1])), settings.items()))
-    assert [d.code for d in done] == [0] * 6, done[0].stderr
-    assert sorted(tomllib.loads((configuration / "sdcli.toml").read_text()).values()) == sorted(settings.values())
+def test_what_somebody_else_sets_meanwhile_is_kept(sdcli: Sdcli, configuration: Path) -> None:
+    file = put(configuration, "steps = 3\n")
+    holder = os.open(configuration, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+
+    def end() -> None:
+        file.write_text("steps = 3\ncfg = 2.0\n")
+        os.close(holder)
+
+    ending = threading.Timer(0.3, end)
+    ending.start()
+    assert sdcli("config", "set", "seed", "7").code == 0
+    ending.join()
+    assert tomllib.loads(file.read_text()) == {"steps": 3, "cfg": 2.0, "seed": 7}
     assert os.listdir(configuration) == ["sdcli.toml"], "nothing is left beside it"
 
 

@@ -53,6 +53,15 @@ def test_what_does_not_fit_is_refused(values: dict[str, Any], said: str) -> None
     assert said in caught.value.message and caught.value.message.startswith("row: ")
 
 
+def test_a_path_may_be_no_utf8() -> None:
+    paths = {name: "/\udcff" for name in ("output", "model", "model_config", "vae", "wildcards")}
+    assert merge(("flag", paths)).values == paths
+    assert merge(("SDCLI_SIGN", {"sign": '["\udcff.pem", "k"]'})).values == {"sign": ("\udcff.pem", "k")}
+    for other in ({"sign": '["\\ud800.pem", "k"]'}, {"tags": '{"a": "\udcff"}'}, {"tags": '{"a": "\\udcff"}'}):
+        with pytest.raises(UsageError):
+            merge(("flag", other))
+
+
 def test_records_are_built_from_what_is_theirs() -> None:
     merged = merge(("flag", {"model": "demo", "steps": "3", "count": "2", "tags": '{"set": "a"}'}))
     assert merged.build(GenerationRequest, prompt="x") == GenerationRequest(prompt="x", num_inference_steps=3)

@@ -78,7 +78,7 @@ def show(
     shown = [(key, _text(value), origin) for key, value, origin, _ in lines]
     widths = [max((len(row[i]) for row in shown), default=0) for i in range(2)]
     for key, text, origin in shown:
-        results.line(f"{key.ljust(widths[0])}  {text.ljust(min(widths[1], 40))}  {printable(origin)}")
+        results.line(f"{key.ljust(widths[0])}  {printable(text).ljust(min(widths[1], 40))}  {printable(origin)}")
     if not shown:
         screen.say("nothing is set; `sdcli config show --all` prints the defaults")
 
@@ -100,7 +100,7 @@ def get(key: Key, as_json: Json = False) -> None:
         default = names()[field].default if field in names() else None  # size is none.
         results.event(_setting(field, value, origin, default))
     else:
-        results.line("" if value is None else value if isinstance(value, str) else json.dumps(value))
+        results.text("" if value is None else value if isinstance(value, str) else json.dumps(value))
         screen.say(f"{field}: {origin}" if value is not None else f"{field}: the model or the run decides")
 
 

@@ -29,8 +29,6 @@ Examples:
 
   sdcli doctor
 
-  sdcli doctor -q
-
   sdcli doctor --offline --json | jq 'select(.status != "ok")'
 """
 )

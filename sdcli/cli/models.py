@@ -54,8 +54,8 @@ Verbose = Annotated[
 ]
 # The keys of every object that is printed; those that do not apply are null.
 KEYS = (
-    "name", "kind", "target", "repo", "commit", "refs", "path", "family", "licence", "here", "complete", "size", "used",
-    "download", "defaults", "scheduler", "components", "parameters", "needs", "fetched", "freed", "files",
+    "name", "kind", "target", "repo", "commit", "commits", "refs", "path", "family", "licence", "here", "complete", "size",
+    "used", "download", "defaults", "scheduler", "components", "parameters", "needs", "fetched", "freed", "files",
 )  # fmt: skip
 
 
@@ -252,19 +252,22 @@ def pull(
         if as_json:
             results.event(_event(**_found(name, model), complete=True, fetched=not there))
         else:
-            results.line(str(model.path))
+            results.text(str(model.path))
 
     _each(names, one)
 
 
-def _found(name: str, model: Model) -> dict[str, Any]:
-    """Return what is known of a model before its weights' headers are read."""
+def _kind(name: str, model: Model) -> str:
     from sdcli.models.known import DEMO
 
-    kind = "demo" if name == DEMO else "hub" if model.repo else "file" if model.single_file else "folder"
+    return "demo" if name == DEMO else "hub" if model.repo else "file" if model.single_file else "folder"
+
+
+def _found(name: str, model: Model) -> dict[str, Any]:
+    """Return what is known of a model before its weights' headers are read."""
     folder = model.configs
     return {
-        "name": name, "kind": kind, "repo": model.repo, "commit": model.commit,
+        "name": name, "kind": _kind(name, model), "repo": model.repo, "commit": model.commit,
         "path": str(model.path) if model.path is not None else None,
         "family": model.family.name if model.family is not None else None,
         "licence": _licence(model.repo, folder), "here": model.is_here,
@@ -421,15 +424,14 @@ def rm(
         if wanted.repo is None:
             what = "comes with sdcli" if name == DEMO else "does not lie in the hub's cache"
             raise UsageError(f"{name} {what}: it is not deleted", "name a hub id, or an alias of one")
-        commits, freed = keeping.remove(wanted, dry_run=dry_run)
+        gone = keeping.remove(wanted, dry_run=dry_run)
         done = "would be deleted" if dry_run else "deleted"
         if as_json:
-            results.event(
-                _event(name=name, kind="hub", repo=wanted.repo, refs=commits, here=dry_run or None, freed=freed)
-            )
+            event = _event(name=name, kind="hub", repo=wanted.repo, here=dry_run or None, freed=gone.freed)
+            results.event(event | {"commits": list(gone.commits), "refs": list(gone.refs)})
         else:
-            count = f"{len(commits)} revision{'s' * (len(commits) != 1)}"
-            results.line(_line(f"{wanted.repo}: {count} {done}, {_size(freed)} {'would be ' * dry_run}freed"))
+            count = f"{len(gone.commits)} revision{'s' * (len(gone.commits) != 1)}"
+            results.line(_line(f"{wanted.repo}: {count} {done}, {_size(gone.freed)} {'would be ' * dry_run}freed"))
 
     _each(names, one)
 
@@ -469,6 +471,8 @@ def alias(
         except ModelUnavailable as error:  # No model is asked for: the name is a slip.
             raise UsageError(error.message, error.hint) from None
         screen.say(f"{remove} no longer stands for {was}")
+        if as_json:
+            results.event(_event(name=remove, kind="alias", target=was, here=False))
         return
     if name is not None and target is None:
         raise UsageError(f"what is {name} to stand for?", f"sdcli models alias {name} TARGET")
@@ -479,6 +483,8 @@ def alias(
         screen.say(f"{name} stands for {stands_for}{instead}")
         if os.path.isabs(stands_for) and not os.path.exists(stands_for):
             screen.warn(f"nothing is at {stands_for} yet")
+        if as_json:
+            results.event(_event(name=name, kind="alias", target=stands_for))
         return
     found = aliases.read()
     if as_json:
@@ -523,6 +529,7 @@ def _verified(name: str, results: Results) -> bool:
 
     wanted = finding.named_by(name)
     files: list[dict[str, Any]] = []
+    kind = "hub"
     if wanted.repo is not None:
         screen.say(f"reading {name} ...")
         for found in keeping.verify(wanted):
@@ -532,6 +539,7 @@ def _verified(name: str, results: Results) -> bool:
                 results.line(f"{state:<8} {_line(found.name)}")
     else:
         model = models.find(models.ModelSpec(model=name))
+        kind = _kind(name, model)
         for key, path in models.loaded_files(model).items():
             files.append({"name": key, "size": path.stat().st_size, "same": None})
         if not results.as_json:
@@ -540,7 +548,7 @@ def _verified(name: str, results: Results) -> bool:
             )
     bad = [f["name"] for f in files if f["same"] is False]
     if results.as_json:
-        event = _event(name=name, repo=wanted.repo, here=True, files=files)
+        event = _event(name=name, kind=kind, repo=wanted.repo, here=True, files=files)
         event["complete"] = None if all(f["same"] is None for f in files) else not bad
         results.event(event)
     if bad:

@@ -110,7 +110,7 @@ def show(name: Name, as_json: Json = False) -> None:
     if preset.description:
         results.line(printable(preset.description))
     for field, value in values.items():
-        results.line(f"  {field:<20} {json.dumps(value):<36} {printable(origins[field] or '')}")
+        results.line(f"  {field:<20} {printable(json.dumps(value)):<36} {printable(origins[field] or '')}")
 
 
 @commands.command(
@@ -129,7 +129,7 @@ def path(name: Name, as_json: Json = False) -> None:
     if as_json:
         results.event({"schema": 1, "event": "path", "name": name, "place": place, "path": str(file)})
     else:
-        results.line(str(file))
+        results.text(str(file))
 
 
 @commands.command(

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any
 
+from sdcli.cli.screen import printable
 from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed
 
 
@@ -23,6 +24,10 @@ class Results:
             self.line(json.dumps(event))
         elif event["event"] in ("image", "sheet") and not self.to_stdout:
             self.line(event["path"])
+
+    def text(self, text: str) -> None:
+        """Print a result that somebody else may have written: on a terminal it can't steer it, elsewhere it is as it is."""
+        self.line(printable(text) if sys.stdout is not None and sys.stdout.isatty() else text)
 
     def line(self, text: str) -> None:
         """Print one result."""

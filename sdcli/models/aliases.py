@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import BadInput, CannotCreateOutput, ModelUnavailable, UsageError, nearest
 from sdcli.models.known import ALIASES
-from sdcli.models.places import config_folder
+from sdcli.models.places import alone_in, config_folder
 
 FILE = "aliases.toml"
+# Bytes.
+LARGEST = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 
@@ -54,30 +58,60 @@ def add(name: str, target: str) -> str | None:
         target = str(path.absolute())
     elif not is_hub_name(target):
         raise UsageError(f"{target} is no hub id, folder or file", "an alias stands for one of these")
-    text = _text()
-    before = _checked(text).get(name)
+    try:
+        target.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the path that {name} is to stand for is not UTF-8", "TOML has room for Unicode only"
+        ) from None
 
     def put(document: Any) -> None:
         document[name] = target
 
-    _write(text, put)
+    with _alone(makes=True):
+        text = _text()
+        before = _checked(text).get(name)
+        _write(text, put)
     return before
 
 
 def remove(name: str) -> str:
     """Take an alias away and return what it stood for; ModelUnavailable where there is none of that name."""
-    text = _text()
-    found = _checked(text)
-    if name in ALIASES:
-        raise UsageError(f"{name} is one of sdcli's own names", "only your own can be removed")
-    if name not in found:
-        raise ModelUnavailable(f"there is no alias {name}{nearest(name, found)}", "`sdcli models alias` lists yours")
 
     def drop(document: Any) -> None:
         del document[name]
 
-    _write(text, drop)
+    with _alone():
+        text = _text()
+        found = _checked(text)
+        if name in ALIASES:
+            raise UsageError(f"{name} is one of sdcli's own names", "only your own can be removed")
+        if name not in found:
+            raise ModelUnavailable(
+                f"there is no alias {name}{nearest(name, found)}", "`sdcli models alias` lists yours"
+            )
+        _write(text, drop)
     return found[name]
+
+
+@contextmanager
+def _alone(*, makes: bool = False) -> Iterator[None]:
+    """Keep other processes from the file while it is changed; `makes` its folder, which then may not be there yet."""
+    # A file that is a link stays one: it is changed where it lies.
+    folder = Path(os.path.realpath(file())).parent
+    if makes:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_written(folder, error) from error
+    with alone_in(folder):
+        yield
+
+
+def _not_written(path: Path, error: OSError) -> CannotCreateOutput:
+    return CannotCreateOutput(
+        f"{path} can't be written: {error.strerror}", "check the folder, or set SDCLI_CONFIG to another"
+    )
 
 
 def _check_name(name: str) -> None:
@@ -93,8 +127,15 @@ def _check_name(name: str) -> None:
 
 def _text() -> str:
     try:
-        return file().read_text("utf-8")
-    except FileNotFoundError:
+        # Whoever opens a FIFO waits for its writer.
+        with open(os.open(file(), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise BadInput(f"{file()} is no regular file", "mend it")
+            data = opened.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise BadInput(f"{file()} has more than {LARGEST // 2**20} MiB", "mend it")
+        return data.decode()
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file()} can't be read: {getattr(error, 'strerror', None) or error}", "mend it") from error
@@ -123,7 +164,6 @@ def _write(text: str, change: Any) -> None:
     # A file that is a link stays one.
     path = Path(os.path.realpath(file()))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".aliases-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -135,6 +175,4 @@ def _write(text: str, change: Any) -> None:
             os.unlink(name)
             raise
     except OSError as error:
-        raise CannotCreateOutput(
-            f"{path} can't be written: {error.strerror}", "check the folder, or set SDCLI_CONFIG to another"
-        ) from error
+        raise _not_written(path, error) from error

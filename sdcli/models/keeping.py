@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +24,12 @@ INDEX = "model_index.json"
 class Kept:
     """A revision of a model in diffusers' layout. `name` is what `--model` takes; `size` is in bytes; `used` is when one of
     its files was read last, in seconds since 1970 (of the repository: revisions share files); `complete` says whether all is
-    there that drawing needs, None where it can't be drawn with, which `why` then tells."""
+    there that drawing needs, None where it can't be drawn with, which `why` then tells. Of a repository that is broken
+    there is no commit: all of it is one, and not complete."""
 
     name: str
     repo: str
-    commit: str
+    commit: str | None
     refs: tuple[str, ...]
     path: Path
     size: int
@@ -48,7 +51,46 @@ def kept() -> tuple[list[Kept], list[str]]:
         for revision in repo.revisions
         if (revision.snapshot_path / INDEX).exists()
     ]
+    scanned = {r.repo_path.name for r in cache.repos}
+    found += [_kept_broken(f) for f in sorted(_folder().glob("models--*")) if f.name not in scanned and _is_ours(f)]
     return sorted(found, key=lambda k: (-k.used, k.name)), [str(w) for w in cache.warnings]
+
+
+def _folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a broken repository's folder may be a model in diffusers' layout: nothing that is left of it says otherwise."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    snapshots = [s for s in (folder / "snapshots").glob("*") if s.is_dir()]
+    return not snapshots or any(os.path.lexists(s / INDEX) for s in snapshots)
+
+
+def _kept_broken(folder: Path) -> Kept:
+    name = folder.name.removeprefix("models--").replace("--", "/")
+    return Kept(
+        name=name, repo=name, commit=None, refs=(), path=folder, size=_size(folder), used=folder.stat().st_mtime,
+        family=None, complete=False, why=None,
+    )  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of a folder's files; of its links only their own."""
+    return sum(f.lstat().st_size for f in folder.rglob("*") if f.is_symlink() or not f.is_dir())
+
+
+def _broken(cache: HFCacheInfo | None, repo: str) -> Path | None:
+    """Return the folder of a repository that huggingface_hub makes nothing of, None where there is none or it is a link."""
+    folder = _folder() / f"models--{repo.replace('/', '--')}"
+    known = cache is not None and any(r.repo_type == "model" and r.repo_id == repo for r in cache.repos)
+    try:
+        return folder if not known and not folder.is_symlink() and folder.is_dir() else None
+    except OSError:  # a name that no system takes
+        return None
 
 
 def _kept(repo: CachedRepoInfo, revision: CachedRevisionInfo) -> Kept:
@@ -76,11 +118,24 @@ def _class_in(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def remove(wanted: Weights, *, dry_run: bool) -> tuple[list[str], int]:
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """What was deleted, or would be: revisions, their names, and the bytes that are freed."""
+
+    commits: tuple[str, ...]
+    refs: tuple[str, ...]
+    freed: int
+
+
+def remove(wanted: Weights, *, dry_run: bool) -> Removed:
     """Delete what the hub's cache has of a repository, or of the one revision that is named; never anything else.
 
-    Return the commits and the bytes that were freed (`dry_run`: would be). Raises ModelUnavailable, OutputFailed.
+    Of a repository that is broken, so that huggingface_hub makes nothing of it, the whole folder goes. Raises
+    ModelUnavailable, BadInput, OutputFailed.
     """
+    assert wanted.repo is not None
+    if wanted.revision is None and (folder := _broken(_scan(), wanted.repo)) is not None:
+        return _remove_broken(folder, dry_run=dry_run)
     cache, repo, revisions = _named(wanted)
     commits = [r.commit_hash for r in revisions]
     # Of this repository alone: a renamed one has the same commits.
@@ -92,7 +147,22 @@ def remove(wanted: Weights, *, dry_run: bool) -> tuple[list[str], int]:
         left = [path for path in (*plan.repos, *plan.snapshots, *plan.blobs) if path.exists()]
         if left:
             raise OutputFailed(f"{left[0]} could not be deleted", "check who may write there")
-    return commits, plan.expected_freed_size
+    refs = sorted(ref for r in revisions for ref in r.refs)
+    return Removed(commits=tuple(commits), refs=tuple(refs), freed=plan.expected_freed_size)
+
+
+def _remove_broken(folder: Path, *, dry_run: bool) -> Removed:
+    commits = sorted(s.name for s in (folder / "snapshots").glob("*"))
+    refs = sorted(r.relative_to(folder / "refs").as_posix() for r in (folder / "refs").rglob("*") if r.is_file())
+    removed = Removed(commits=tuple(commits), refs=tuple(refs), freed=_size(folder))
+    if not dry_run:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise OutputFailed(
+                f"{folder} could not be deleted: {error.strerror}", "check who may write there"
+            ) from error
+    return removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +224,11 @@ def _named(wanted: Weights) -> tuple[HFCacheInfo, CachedRepoInfo, Sequence[Cache
     cache = _scan()
     repos = {r.repo_id: r for r in cache.repos if r.repo_type == "model"} if cache is not None else {}
     repo = repos.get(wanted.repo)
+    if _broken(cache, wanted.repo) is not None:
+        raise BadInput(
+            f"what the hub's cache has of {wanted.repo} is broken",
+            f"`sdcli models rm {wanted.repo}` deletes all of it, and lets it be downloaded again",
+        )
     if cache is None or repo is None:
         raise ModelUnavailable(f"{wanted.repo} is not in the hub's cache{nearest(wanted.repo, repos)}", _LIST)
     named = wanted.revision

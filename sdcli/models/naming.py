@@ -42,16 +42,19 @@ def as_path(name: str) -> Path | None:
         or path.suffix.lower() in (".safetensors", ".gguf", *PICKLES)
         or name.partition("@")[0].count("/") > 1
     )
-    return path if looks or (name and _is_there(path) and ("/" in name or path.is_dir())) else None
+    if looks:
+        return path
+    return path if name and _is_there(path, too_long=False) and ("/" in name or path.is_dir()) else None
 
 
-def _is_there(path: Path) -> bool:
+def _is_there(path: Path, too_long: bool | None = None) -> bool:
+    """Whether a path is there; `too_long` is the answer for what no system takes, which is an error where it is None."""
     try:
         return path.exists()
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return False
-        raise BadInput(f"{path} can't be looked at: {error.strerror}", "check its permissions") from error
+        if error.errno == errno.ENAMETOOLONG and too_long is not None:
+            return too_long
+        raise BadInput(f"{path} can't be looked at: {error.strerror}", "check the path and its permissions") from error
 
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from sdcli import output
 from sdcli.errors import BadInput, SdcliError, UsageError, nearest
 from sdcli.models import ALIASES, aliases
-from sdcli.models.places import config_folder
+from sdcli.models.places import alone_in, config_folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
 from sdcli.settings.merge import Merged, Source, is_unicode, merge, names
@@ -25,6 +26,9 @@ REFUSED = {
     "prompt": "the prompt is given to a command, or in a row; a preset can put a style on it",
     "preset": "a preset is given with --preset, or extended by another preset",
 }
+# What a project's file may not say: a folder is somebody else's often, and runs are to do no harm outside of it.
+OWN = ("overwrite", "sign")
+OWN_HINT = "set it in your own settings, or give the flag"
 # Fields that name files or folders.
 PATHS = ("model", "vae", "model_config", "wildcards", "output")
 Place = Literal["user", "project"]
@@ -55,10 +59,29 @@ def read(place: Place) -> dict[str, Any]:
     found = document(place)
     if found is None:
         return {}
-    values, faults = files.fields(found, refused=REFUSED)
+    values, faults = _fields(place, found)
     if faults:
         raise BadFile(faults[0])
     return values
+
+
+def _fields(place: Place, found: Document) -> tuple[dict[str, Any], list[Fault]]:
+    """Return what a place's file sets, by field, and what is wrong in it."""
+    values, faults = files.fields(found, refused=REFUSED)
+    if place == "project":
+        said = {key: _refused_here(key, value) for key, value in found.values.items()}
+        faults += [found.fault(key, reason, OWN_HINT) for key, reason in said.items() if reason is not None]
+        faults.sort(key=lambda fault: fault.line or 0)
+    return values, faults
+
+
+def _refused_here(key: str, value: Any) -> str | None:
+    """Return why a project's file may not say this, None where it may."""
+    if _field(key) in OWN:
+        return f"{key} is not set by a folder"
+    if _field(key) == "output" and (os.path.isabs(str(value)) or ".." in Path(str(value)).parts):
+        return f"{key} leads out of the folder"
+    return None
 
 
 def environment() -> tuple[Source, ...]:
@@ -128,6 +151,8 @@ def store(place: Place, name: str, text: str) -> Written:
     if not is_unicode(text):
         raise UsageError(f"{name} is not UTF-8", "TOML has room for Unicode only")
     values = files.checked(name, text, "config set")
+    if place == "project" and (reason := _refused_here(name, text)) is not None:
+        raise UsageError(reason, OWN_HINT)
     if none := [field for field, value in values.items() if value is None]:
         raise UsageError(f"{none[0]} can't be set to nothing", f"`sdcli config unset {none[0]}` takes it out")
 
@@ -175,10 +200,18 @@ def remove(place: Place, name: str) -> Written:
 
 
 def _edit(place: Place, change: Callable[[Any], None], *, makes: bool = True) -> Written:
-    import tomlkit
-
     # A link to where somebody keeps such files stays one.
     file = Path(os.path.realpath(path(place)))
+    if makes:
+        with suppress(OSError):  # Said where it is written.
+            output.make_folder(file.parent)
+    with alone_in(file.parent):
+        return _edit_alone(place, file, change, makes)
+
+
+def _edit_alone(place: Place, file: Path, change: Callable[[Any], None], makes: bool) -> Written:
+    import tomlkit
+
     found = document(place)
     if found is None and not makes:
         return Written(path(place), False, ())
@@ -193,7 +226,7 @@ def _edit(place: Place, change: Callable[[Any], None], *, makes: bool = True) ->
     import tomllib
 
     after = Document(str(path(place)), text, tomllib.loads(text))
-    _, faults = files.fields(after, refused=REFUSED)
+    _, faults = _fields(place, after)
     output.write(file, text.encode(), overwrite=True)
     return Written(path(place), True, tuple(faults))
 

@@ -165,13 +165,13 @@ def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
     # A path is bytes to the system, and may be no UTF-8.
-    path = option.field in ("output", "model", "vae", "wildcards")
+    path = option.field in ("output", "model", "model_config", "vae", "wildcards", "sign")
     if isinstance(value, str) and not path and not is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field in JSON:
         try:
             value = json.loads(value)
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape" if path else "strict")
         except ValueError:
             kind, example = JSON[option.field]
             raise UsageError(f"{origin}: {name} is a JSON {kind}, not {value!r}", f"for example {example}") from None

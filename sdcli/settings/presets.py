@@ -15,7 +15,7 @@ from sdcli.errors import InputMissing, SdcliError, UsageError, nearest
 from sdcli.models.places import config_folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
-from sdcli.settings.merge import PROMPT, Source, Style, merge, names
+from sdcli.settings.merge import PROMPT, Source, Style, is_unicode, merge, names
 
 Place = Literal["project", "user", "shipped", "file"]
 # Where presets with names are, the strongest first.
@@ -284,9 +284,15 @@ def new_file(name: str, *, project: bool) -> Path:
 def composed(
     values: Mapping[str, Any], *, description: str, extends: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> str:
-    """Return the text of a preset that explains itself: `notes` are comments at its head, a line each."""
+    """Return the text of a preset that explains itself: `notes` are comments at its head, a line each.
+
+    Raises UsageError for what is no UTF-8, as a path may be.
+    """
     import tomlkit
 
+    for key, value in {**values, "extends": tuple(extends)}.items():
+        if not all(is_unicode(part) for part in (value if isinstance(value, tuple) else (str(value),))):
+            raise UsageError(f"{key} is not UTF-8", "TOML has room for Unicode only")
     toml = tomlkit.document()
     for note in notes:
         toml.add(tomlkit.comment(note))
