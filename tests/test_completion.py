@@ -19,7 +19,7 @@ import pytest
 
 from sdcli.cli import completing
 from sdcli.device import DevicePlan
-from sdcli.models import ALIASES, ModelSpec, aliases, places
+from sdcli.models import ALIASES, ModelSpec, aliases
 from sdcli.options import options_of, plain_type
 from sdcli.output import OutputPlan
 from sdcli.request import GenerationRequest, JobOptions
@@ -194,18 +194,15 @@ def test_models_presets_and_aliases_of_the_user_are_known(tmp_path: Path) -> Non
     ],
     ids=str,
 )
-def test_folders_are_the_libraries_own(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are found a second time, without imports that would take too long."""
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "SDCLI_CONFIG"):
+def test_the_hubs_cache_is_the_librarys(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found a second time, without an import that would take too long."""
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert completing.cache_folder() == Path(done.stdout.strip())
-    assert completing.config_folder() == places.config_folder()
-    monkeypatch.setenv("SDCLI_CONFIG", "conf")
-    assert completing.config_folder() == places.config_folder() == Path("conf")
+    assert completing.hub_cache() == Path(done.stdout.strip())
 
 
 def test_names_are_those_that_the_rooms_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +227,7 @@ def test_an_answer_imports_no_more_than_it_needs(user: User) -> None:
     assert {"typer", "sdcli.cli.completing"} <= imported
     assert not {m.split(".")[0] for m in imported} & {"torch", "diffusers", "huggingface_hub", "rich", "PIL", "msgspec"}
     ours = {m for m in imported if m.startswith("sdcli")}
-    allowed = {"errors", "cli", "cli.main", "cli.completing", "cli.results", "cli.screen", "__main__"}
+    allowed = {"places", "errors", "cli", "cli.main", "cli.completing", "cli.results", "cli.screen", "__main__"}
     assert ours <= {"sdcli", *(f"sdcli.{name}" for name in allowed)}
 
 

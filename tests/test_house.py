@@ -24,7 +24,7 @@ FLOORS = [
     {"prompts", "schedulers"},
     {"record"},
     {"request", "models", "device"},
-    {"options"},
+    {"options", "places"},
     {"errors"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from sdcli import models
-from sdcli.models import hub, known, places, remembered, weights
+from sdcli import models, places
+from sdcli.models import hub, known, remembered, weights
 from sdcli.models.folders import FAMILIES
 from tests import models_on_disk as disk
 from tests.conftest import Outcome, Sdcli, record_of

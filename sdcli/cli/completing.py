@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
+from sdcli import places
+
 if TYPE_CHECKING:
     import typer
 
@@ -110,9 +112,7 @@ def _index() -> dict[str, Any]:
 
 
 def _index_file() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("sdcli", appauthor=False)) / "completion.json"
+    return places.cache_folder() / "completion.json"
 
 
 def _commands(app: typer.Typer) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _own_models() -> list[str]:
     import tomllib
 
     try:
-        own = tomllib.loads((config_folder() / "aliases.toml").read_text("utf-8"))
+        own = tomllib.loads((places.config_folder() / "aliases.toml").read_text("utf-8"))
     except (OSError, ValueError):
         own = {}
     return [*filter(_PLAIN.fullmatch, own), *cached_repos()]
@@ -222,14 +222,14 @@ def _own_models() -> list[str]:
 def cached_repos() -> list[str]:
     """Return the repositories of models in the hub's cache, by the names of their folders alone."""
     with contextlib.suppress(OSError):
-        names = sorted(os.listdir(cache_folder()))
+        names = sorted(os.listdir(hub_cache()))
         # models--ORG--NAME is huggingface_hub's way to write ORG/NAME.
         repos = [n.removeprefix("models--").replace("--", "/", 1) for n in names if n.startswith("models--")]
         return list(filter(_PLAIN.fullmatch, repos))
     return []
 
 
-def cache_folder() -> Path:
+def hub_cache() -> Path:
     """Return the hub's cache as huggingface_hub finds it, whose import takes longer than an answer may.
 
     Source: huggingface.co/docs/huggingface_hub/package_reference/environment_variables.
@@ -254,21 +254,12 @@ def presets() -> list[str]:
     `settings.presets` knows more of them, and takes longer than an answer may.
     """
     package = Path(__file__).parent.parent
-    folders = (Path("presets"), config_folder() / "presets", package / "presets", package.parent / "presets")
+    folders = (Path("presets"), places.config_folder() / "presets", package / "presets", package.parent / "presets")
     found: set[str] = set()
     for folder in folders:
         with contextlib.suppress(OSError):
             found |= {n.removesuffix(".toml") for n in os.listdir(folder) if n.endswith(".toml")}
     return sorted(filter(_PLAIN.fullmatch, found))
-
-
-def config_folder() -> Path:
-    """Return the configuration folder, as `models.places` finds it without the import of all that is about models."""
-    if named := os.environ.get("SDCLI_CONFIG"):
-        return Path(named)
-    import platformdirs
-
-    return Path(platformdirs.user_config_dir("sdcli", appauthor=False))
 
 
 def keys() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdcli.errors import BadInput, CannotCreateOutput, ModelUnavailable, UsageError, nearest
 from sdcli.models.known import ALIASES
-from sdcli.models.places import alone_in, config_folder
+from sdcli.places import alone_in, config_folder
 
 FILE = "aliases.toml"
 # Bytes.

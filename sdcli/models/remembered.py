@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from sdcli.models.places import cache_folder
+from sdcli.places import cache_folder
 
 FILE = "hashes.sqlite"
 # So many files are remembered: those that were asked for last.

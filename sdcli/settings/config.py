@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sdcli import output
 from sdcli.errors import BadInput, SdcliError, UsageError, nearest
 from sdcli.models import ALIASES, aliases
-from sdcli.models.places import alone_in, config_folder
+from sdcli.places import alone_in, config_folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
 from sdcli.settings.merge import Merged, Source, is_unicode, merge, names

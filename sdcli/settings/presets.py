@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sdcli import device, output
 from sdcli.device import DevicePlan
 from sdcli.errors import InputMissing, SdcliError, UsageError, nearest
-from sdcli.models.places import config_folder
+from sdcli.places import config_folder
 from sdcli.settings import files
 from sdcli.settings.files import BadFile, Document, Fault
 from sdcli.settings.merge import PROMPT, Source, Style, is_unicode, merge, names
