@@ -10,24 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import output
-from sdcli.cli import drawing
-from sdcli.cli.drawing import (
-    HOW_IT_RUNS,
-    Assign,
-    DryRun,
-    FailFast,
-    Fresh,
-    Json,
-    Loading,
-    MaxFailures,
-    Offline,
-    Preset,
-    Print0,
-    Quiet,
-    RetryFailed,
-    Size,
-    Verbose,
-)
+from sdcli.cli import batching, drawing
+from sdcli.cli.batching import HOW_IT_RUNS, FailFast, Fresh, MaxFailures, RetryFailed
+from sdcli.cli.drawing import Assign, DryRun, Json, Loading, Offline, Preset, Print0, Quiet, Size, Verbose
 from sdcli.cli.main import app, finishing, screen
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -140,7 +125,7 @@ def batch(
             )
         if sys.stdin is None:
             raise InputMissing("stdin is closed", "pipe jobs in, a line each")
-        where = drawing.destination(out, results, pictures=2)
+        where = batching.destination(out, results, pictures=2)
         folder = output.folder_of(where) if out.output is not None and output.is_folder(out.output) else None
         with finishing() as interrupted:
             ready = batches.prepare(
@@ -149,11 +134,11 @@ def batch(
             )  # fmt: skip
             planner.learn(load().model)
             coming = batches.arriving(sys.stdin.buffer, planner, input_format, interrupted)
-            how = drawing.how(
+            how = batching.how(
                 ready, load, where, out, results, Tally(total=None), answers=True, in_order=True,
                 retry_failed=retry_failed, max_failures=failures, interrupted=interrupted,
             )  # fmt: skip
-            drawing.go(how, ready, batches.jobs(coming, ready, planner.expander), results)
+            batching.go(how, ready, batches.jobs(coming, ready, planner.expander), results)
         return
     if "-" in files and sys.stdin is not None and sys.stdin.isatty():
         screen.say("reading prompts from the terminal, a line each; Ctrl-D ends them")
@@ -169,16 +154,16 @@ def batch(
 
         found = batches.survey(read(), planner)
         _refuse(found, skip=skip_bad_rows)
-        where = drawing.destination(out, results, pictures=found.total)
+        where = batching.destination(out, results, pictures=found.total)
         if dry_run:
             good = (one for one in each() if not isinstance(one, Refused))
             each_asked = ((asked, asked.origin, own) for asked, own in good)
-            drawing.dry_run(each_asked, planner, where, spec, plan, results, fresh=fresh)
+            batching.dry_run(each_asked, planner, where, spec, plan, results, fresh=fresh)
             _tell(found)
             if found.bad:
                 raise SomeFailed(f"{found.bad} bad rows would not be drawn", "the lines above say why")
             return
-        drawing.run(
+        batching.run(
             read, found, planner, where, out, results, load, options=options, fresh=fresh, retry_failed=retry_failed,
             max_failures=failures,
         )  # fmt: skip

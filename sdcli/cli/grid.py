@@ -13,23 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import __version__, output, pipeline
-from sdcli.cli import drawing
-from sdcli.cli.drawing import (
-    Assign,
-    DryRun,
-    FailFast,
-    Fresh,
-    Json,
-    Loading,
-    MaxFailures,
-    Offline,
-    Preset,
-    Print0,
-    Quiet,
-    RetryFailed,
-    Size,
-    Verbose,
-)
+from sdcli.cli import batching, drawing
+from sdcli.cli.batching import FailFast, Fresh, MaxFailures, RetryFailed
+from sdcli.cli.drawing import Assign, DryRun, Json, Loading, Offline, Preset, Print0, Quiet, Size, Verbose
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.typed import options_from
@@ -109,12 +95,12 @@ def grid(
         raise explained(error, merged) from None
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     out = merged.build(OutputPlan)
-    where = drawing.destination(out, results, pictures=len(cells))
+    where = batching.destination(out, results, pictures=len(cells))
     if out.metadata != "full":
         screen.say("the sheet shows the prompt and the axes' values all the same")
     asked = [_asked(cell, axes, planner, request) for cell in cells]
     if dry_run:
-        drawing.dry_run(((one, own.origins["prompt"], own) for one, own in asked), planner, where, spec, plan, results,
+        batching.dry_run(((one, own.origins["prompt"], own) for one, own in asked), planner, where, spec, plan, results,
             fresh=fresh,
         )  # fmt: skip
         return
@@ -130,7 +116,7 @@ def grid(
     def at_end(ready: Ready) -> None:
         _sheet(prompt, axes, list(zip(cells, read(), strict=True)), planner, ready, where, out, results)
 
-    drawing.run(
+    batching.run(
         read, batches.survey(read(), planner), planner, where, out, results, Loading(model, spec, plan), options=options,
         fresh=fresh, retry_failed=retry_failed, max_failures=1 if fail_fast else max_failures, at_end=at_end,
     )  # fmt: skip
