@@ -12,15 +12,16 @@ import typer
 from sdcli import output
 from sdcli.cli import batching, drawing
 from sdcli.cli.batching import HOW_IT_RUNS, FailFast, Fresh, MaxFailures, RetryFailed
-from sdcli.cli.drawing import Assign, DryRun, Json, Loading, Offline, Preset, Print0, Quiet, Size, Verbose
+from sdcli.cli.drawing import Assign, DryRun, Loading, Preset, Size
 from sdcli.cli.main import app, finishing, screen
+from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, InputMissing, SomeFailed, UsageError
 from sdcli.jobs import again, rows
 from sdcli.jobs import batch as batches
 from sdcli.jobs.batch import Planner, Survey
-from sdcli.jobs.jobs import Asked, Refused, check, explained, fitted
+from sdcli.jobs.jobs import Asked, Refused, check, fitted
 from sdcli.jobs.runner import Tally
 from sdcli.models import ModelSpec
 from sdcli.output import OutputPlan
@@ -106,10 +107,7 @@ def batch(
     merged, _ = fitted(given.merged(), model)
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     out = merged.build(OutputPlan)
-    try:
-        check(merged.build(GenerationRequest, prompt=""), model)
-    except UsageError as error:
-        raise explained(error, merged) from None
+    check(merged.build(GenerationRequest, prompt=""), model, merged)
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures

@@ -12,6 +12,7 @@ import typer
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
+from sdcli.cli.shared import Json
 from sdcli.errors import SdcliError
 from sdcli.options import options_of
 from sdcli.settings import RECORDS, config, current, names
@@ -37,7 +38,6 @@ Examples:
 )
 app.add_typer(commands, name="config")
 
-Json = Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")]
 Project = Annotated[
     bool,
     typer.Option(

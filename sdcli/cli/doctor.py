@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from sdcli.cli.drawing import Json, Quiet, Verbose
 from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
+from sdcli.cli.shared import Json, Quiet, Verbose
 from sdcli.jobs import doctor as examination
 from sdcli.jobs.doctor import Finding
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Annotated, Any
 
@@ -10,8 +9,9 @@ import typer
 
 from sdcli import metadata, output, pipeline
 from sdcli.cli import drawing
-from sdcli.cli.drawing import Assign, DryRun, From, Json, Loading, Offline, Preset, Print0, Quiet, Size, Verbose
+from sdcli.cli.drawing import Assign, DryRun, From, Loading, Preset, Size
 from sdcli.cli.main import app, screen
+from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, InputMissing, UsageError
@@ -71,7 +71,8 @@ def generate(
     of_picture = (again.model(one) for one in [found] if one is not None)
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
     between = [(found.path, again.values(found))] if found else []
-    merged, _ = fitted(given.merged(*between, nothing=again.nothing(found) if found else ()), model)
+    nothing = again.nothing(found) if found else ()
+    merged, _ = fitted(given.merged(*between, nothing=nothing), model)
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
     made = _jobs(texts, merged, options, model, again.template(found) if found else None)
@@ -105,9 +106,8 @@ def generate(
     loaded = Loading(model, spec, plan)()
     if not model.is_here:
         # What its family wants is known only now.
-        model, (name, _) = loaded.model, given.under[0]
-        given = dataclasses.replace(given, under=((name, model.defaults), *given.under[1:]))
-        merged, _ = fitted(given.merged(*between, nothing=again.nothing(found) if found else ()), model)
+        model = loaded.model
+        merged, _ = fitted(given.knowing(model.defaults).merged(*between, nothing=nothing), model)
         made = _jobs(texts, merged, options, model, again.template(found) if found else None)
     for line in again.missing(found, loaded.model_record.files) if found else []:
         screen.warn(line)
@@ -147,10 +147,7 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
         asked = [Asked(request=request, options=options, was_expanded=True, template=template, styles=merged.templates)]
     made: list[Job] = []
     for one in asked:
-        try:
-            jobs.check(one.request, model)
-        except UsageError as error:
-            raise jobs.explained(error, merged) from None
+        jobs.check(one.request, model, merged)
         if expander is not None and not one.was_expanded:
             expander.check(one.request.prompt)
             jobs.count(one, expander)

@@ -15,9 +15,10 @@ import typer
 from sdcli import __version__, output, pipeline
 from sdcli.cli import batching, drawing
 from sdcli.cli.batching import FailFast, Fresh, MaxFailures, RetryFailed
-from sdcli.cli.drawing import Assign, DryRun, Json, Loading, Offline, Preset, Print0, Quiet, Size, Verbose
+from sdcli.cli.drawing import Assign, DryRun, Loading, Preset, Size
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
+from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import SdcliError, UsageError
@@ -25,7 +26,7 @@ from sdcli.jobs import batch as batches
 from sdcli.jobs import events, grids, sheet
 from sdcli.jobs.batch import Planner, Ready
 from sdcli.jobs.grids import Axis, Cell
-from sdcli.jobs.jobs import Asked, check, explained, fitted, of_asked
+from sdcli.jobs.jobs import Asked, check, fitted, of_asked
 from sdcli.metadata import xmp
 from sdcli.models import ModelSpec
 from sdcli.output import Destination, OutputPlan
@@ -89,10 +90,7 @@ def grid(
             "leave --count and --expand all out; an axis can be seeds",
         )
     request = merged.build(GenerationRequest, prompt=prompt)
-    try:
-        check(request, model)
-    except UsageError as error:
-        raise explained(error, merged) from None
+    check(request, model, merged)
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     out = merged.build(OutputPlan)
     where = batching.destination(out, results, pictures=len(cells))

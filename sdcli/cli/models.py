@@ -14,6 +14,7 @@ from sdcli.cli import completing
 from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
+from sdcli.cli.shared import Json, Offline, Quiet, Verbose
 from sdcli.errors import ModelUnavailable, OutputFailed, SdcliError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
@@ -44,13 +45,6 @@ app.add_typer(commands, name="models")
 Names = Annotated[
     list[str],
     typer.Argument(metavar="NAME...", help="What --model takes.", autocompletion=completing.models),
-]
-Json = Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")]
-Offline = Annotated[bool, typer.Option("--offline/--no-offline", show_default=False, help="Make no connection.")]
-Quiet = Annotated[bool, typer.Option("--quiet/--no-quiet", "-q", show_default=False, help="Say errors only.")]
-Verbose = Annotated[
-    int,
-    typer.Option("--verbose", "-v", count=True, show_default=False, metavar="", help="Say reasons; twice: tracebacks."),
 ]
 # The keys of every object that is printed; those that do not apply are null.
 KEYS = (

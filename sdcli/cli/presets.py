@@ -15,6 +15,7 @@ from sdcli.cli import completing
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
+from sdcli.cli.shared import Json
 from sdcli.errors import BadInput, InputMissing, UsageError
 from sdcli.request import GenerationRequest
 from sdcli.settings import presets as files
@@ -40,7 +41,6 @@ Examples:
 )
 app.add_typer(commands, name="presets")
 
-Json = Annotated[bool, typer.Option("--json/--no-json", show_default=False, help="Print a JSON object a line.")]
 Name = Annotated[
     str,
     typer.Argument(metavar="NAME", help="A preset's name, or the path of its file.", autocompletion=completing.presets),

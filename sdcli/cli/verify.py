@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from sdcli.cli import drawing
-from sdcli.cli.drawing import Json, Offline, Quiet, Verbose
 from sdcli.cli.main import app, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
+from sdcli.cli.shared import Json, Offline, Quiet, Verbose
 from sdcli.device import DevicePlan
 from sdcli.errors import SdcliError
 from sdcli.jobs import events, verifying

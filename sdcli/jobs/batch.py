@@ -21,7 +21,7 @@ import msgspec
 from sdcli import metadata, output, pipeline, settings
 from sdcli.errors import BadInput, SdcliError, UsageError
 from sdcli.jobs import again, rows
-from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, explained, fitted, of_asked, pack_size
+from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, fitted, of_asked, pack_size
 from sdcli.jobs.journal import Index, Journal, is_digest, pictures
 from sdcli.jobs.rows import BadRow, Row
 from sdcli.metadata import carried
@@ -64,9 +64,8 @@ class Planner:
 
     def learn(self, model: Model) -> None:
         """Take the place of a model that was not here by what it has turned out to be, with the defaults of its family."""
-        (name, _), *under = self.given.under
         self.model = model
-        self.given = dataclasses.replace(self.given, under=((name, model.defaults), *under))
+        self.given = self.given.knowing(model.defaults)
         for kept in ("base", "_files", "_metadata"):
             self.__dict__.pop(kept, None)
         self._checked.clear()
@@ -107,10 +106,7 @@ class Planner:
         request, options = merged.build(GenerationRequest), merged.build(JobOptions)
         key = pipeline.shape(request)
         if key not in self._checked:
-            try:
-                check(request, self.model)
-            except UsageError as error:
-                raise explained(error, merged) from None
+            check(request, self.model, merged)
             if len(self._checked) < WINDOW:
                 self._checked.add(key)
         if self.expander is not None and not was_expanded:

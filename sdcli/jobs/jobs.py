@@ -175,7 +175,7 @@ def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
     return merged, tuple(left)
 
 
-def explained(error: UsageError, merged: Merged) -> UsageError:
+def _explained(error: UsageError, merged: Merged) -> UsageError:
     """Say where a value that is refused comes from, if it was not typed."""
     origin = merged.origins.get(error.field or "", "flag")
     if origin not in ("flag", "--set", "argument"):
@@ -183,9 +183,12 @@ def explained(error: UsageError, merged: Merged) -> UsageError:
     return error
 
 
-def check(request: GenerationRequest, model: Model) -> None:
-    """Refuse what can be refused of a request without torch."""
-    models.check(request, model)
+def check(request: GenerationRequest, model: Model, merged: Merged) -> None:
+    """Refuse what can be refused of a request without torch; `merged` is what it was made of, and says who asked."""
+    try:
+        models.check(request, model)
+    except UsageError as error:
+        raise _explained(error, merged) from None
     entry = pipeline.scheduler_of(request, model)
     if entry is not None and request.scheduler:
         schedulers.require(entry)

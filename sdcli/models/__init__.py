@@ -6,7 +6,7 @@ from sdcli.models.families import Family as Family
 from sdcli.models.finding import demo_folder as demo_folder
 from sdcli.models.finding import find as find
 from sdcli.models.folders import LEFT_OUT as LEFT_OUT
-from sdcli.models.folders import parts_of as parts_of
+from sdcli.models.folders import folder_parts as folder_parts
 from sdcli.models.hub import PATIENCE as PATIENCE
 from sdcli.models.hub import fetch as fetch
 from sdcli.models.hub import wanted_files as wanted_files
@@ -17,7 +17,6 @@ from sdcli.models.loading import check as check
 from sdcli.models.loading import check_clip_skip as check_clip_skip
 from sdcli.models.loading import check_size as check_size
 from sdcli.models.loading import count_parameters as count_parameters
-from sdcli.models.loading import folder_parts as folder_parts
 from sdcli.models.loading import hashes as hashes
 from sdcli.models.loading import heeds_negative as heeds_negative
 from sdcli.models.loading import loaded_files as loaded_files

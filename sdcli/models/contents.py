@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sdcli.models.loading import loaded_files
+from sdcli.models.loading import is_loaded, loaded_files
 from sdcli.models.spec import Model
 from sdcli.models.weights import read_header
 
@@ -37,8 +37,7 @@ def components(model: Model) -> list[Component]:
         stored: Counter[str] = Counter()
         for name in names:
             for key, entry in read_header(found[name]).items():
-                # Checkpoints in one file may bring their training's moving average along, which is not loaded.
-                if key != "__metadata__" and not key.startswith("model_ema."):
+                if key != "__metadata__" and is_loaded(key):
                     stored[str(entry.get("dtype"))] += math.prod(entry.get("shape", ()))
         whole = model.family.class_name if model.family and model.single_file else None
         parts.append(

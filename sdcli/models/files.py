@@ -14,7 +14,7 @@ from pathlib import Path
 from sdcli.errors import BadInput
 from sdcli.models.cache import cached
 from sdcli.models.families import FAMILIES
-from sdcli.models.folders import Denoiser, no_checker, of_index, parts_of, usual_multiple, with_facts
+from sdcli.models.folders import Denoiser, folder_parts, no_checker, of_index, usual_multiple, with_facts
 from sdcli.models.known import DEFAULT
 from sdcli.models.spec import Incomplete, Model, Weights
 from sdcli.models.weights import channels_of, check_weights, read_json, shapes_of
@@ -45,6 +45,10 @@ def _has(shapes: Shapes, start: str) -> bool:
     return any(k.startswith(start) for k in shapes)
 
 
+def _in_transformer(shapes: Shapes, start: str) -> bool:
+    return _has(shapes, start) or _has(shapes, _PREFIX + start)
+
+
 def _width(shapes: Shapes) -> int | None:
     """Return how wide the words are that a U-Net attends to: 768 in Stable Diffusion 1.x, 1024 in 2.x, 2048 in SDXL."""
     return channels_of(shapes, next((k for k in shapes if _WORDS.fullmatch(k)), ""))
@@ -72,13 +76,11 @@ def layout_of(file: Path, shapes: Shapes) -> Layout:
         version, repos = {768: (" 1.x", (DEFAULT,)), 1024: (" 2.x", ())}.get(_width(shapes) or 0, ("", ()))
         return Layout(what=f"Stable Diffusion{version}", class_name="StableDiffusionPipeline", repos=repos)
     if _blocks(shapes, "double_blocks"):
-        name = "dev" if _has(shapes, "guidance_in.") or _has(shapes, f"{_PREFIX}guidance_in.") else "schnell"
+        name = "dev" if _in_transformer(shapes, "guidance_in.") else "schnell"
         repo = f"black-forest-labs/FLUX.1-{name}"
         return Layout(what=f"Flux ({name})", class_name="FluxPipeline", repos=(repo,), alone=True)
     if blocks := _blocks(shapes, "joint_blocks"):
-        medium = f"{_PREFIX}joint_blocks.0.x_block.attn2.qkv.weight" in shapes or _has(
-            shapes, "joint_blocks.0.x_block.attn2."
-        )
+        medium = _in_transformer(shapes, "joint_blocks.0.x_block.attn2.")
         repo = "3.5-large" if blocks == 38 else "3.5-medium" if medium else "3-medium-diffusers"
         return Layout(
             what="Stable Diffusion 3", class_name="StableDiffusion3Pipeline",
@@ -145,16 +147,15 @@ def _configured(model: Model, layout: Layout, shapes: Shapes, folder: Path) -> M
     """Return a file's model with the configuration in a folder; refuse another model's. Raises Incomplete."""
     found = with_facts(of_index(model, folder, checker=False), folder)
     assert found.family is not None
-    if found.family.class_name != layout.class_name or not _FITS[layout.class_name](shapes, folder, found):
+    if found.family.class_name != layout.class_name or not _FITS[layout.class_name](shapes, folder):
         raise BadInput(
             f"the configuration in {folder} is another model's than {model.path} ({layout.what})",
             "put the right one beside it",
         )
     if layout.alone:
         # The network that the file has need not lie there again.
-        rest = [p for p in parts_of(found, checker=False) if p != found.family.denoiser]
         try:
-            found = replace(found, variant=check_weights(folder, rest))
+            found = replace(found, variant=check_weights(folder, folder_parts(found)))
         except Incomplete as error:
             raise Incomplete(
                 f"{model.path} holds a transformer alone, and {error.message}",
@@ -163,23 +164,23 @@ def _configured(model: Model, layout: Layout, shapes: Shapes, folder: Path) -> M
     return replace(found, config=folder)
 
 
-def _unet_fits(shapes: Shapes, folder: Path, model: Model) -> bool:
+def _unet_fits(shapes: Shapes, folder: Path) -> bool:
     dim = read_json(folder / "unet" / "config.json", Denoiser).cross_attention_dim
     return _width(shapes) == (dim if isinstance(dim, int) else next(iter(dim or ()), None))
 
 
-def _flux_fits(shapes: Shapes, folder: Path, model: Model) -> bool:
+def _flux_fits(shapes: Shapes, folder: Path) -> bool:
     config = read_json(folder / "transformer" / "config.json", Denoiser)
-    guided = _has(shapes, "guidance_in.") or _has(shapes, f"{_PREFIX}guidance_in.")
+    guided = _in_transformer(shapes, "guidance_in.")
     return config.guidance_embeds == guided and config.num_layers in (None, _blocks(shapes, "double_blocks"))
 
 
-def _sd3_fits(shapes: Shapes, folder: Path, model: Model) -> bool:
+def _sd3_fits(shapes: Shapes, folder: Path) -> bool:
     config = read_json(folder / "transformer" / "config.json", Denoiser)
     return config.num_layers in (None, _blocks(shapes, "joint_blocks"))
 
 
-_FITS: dict[str, Callable[[Shapes, Path, Model], bool]] = {
+_FITS: dict[str, Callable[[Shapes, Path], bool]] = {
     "StableDiffusionPipeline": _unet_fits,
     "StableDiffusionXLPipeline": _unet_fits,
     "FluxPipeline": _flux_fits,

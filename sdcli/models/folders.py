@@ -115,6 +115,14 @@ def parts_of(model: Model, checker: bool) -> tuple[str, ...]:
     return tuple(n for n, (_, kind) in model.components.items() if n not in left_out and not _NO_WEIGHTS.search(kind))
 
 
+def folder_parts(model: Model) -> tuple[str, ...]:
+    """Return the components whose weights come from a folder in diffusers' layout."""
+    if model.single_file and not model.alone:
+        return ()
+    assert model.family is not None
+    return tuple(p for p in parts_of(model, checker=False) if not (model.alone and p == model.family.denoiser))
+
+
 def texts_of(model: Model, checker: bool) -> tuple[str, ...]:
     """Return the components whose configurations and vocabularies are loaded."""
     left_out = set(LEFT_OUT) - ({"safety_checker", "feature_extractor"} if checker else set())

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from sdcli.errors import UsageError
-from sdcli.models.folders import parts_of, texts_of
+from sdcli.models.folders import folder_parts, texts_of
 from sdcli.models.spec import Model
 from sdcli.models.weights import by_variant, files_in, sha256_of, shapes_of
 from sdcli.request import GenerationRequest
@@ -36,14 +36,6 @@ def _about(field: str, message: str, hint: str) -> UsageError:
     error = UsageError(message, hint)
     error.field = field
     return error
-
-
-def folder_parts(model: Model) -> tuple[str, ...]:
-    """Return the components whose weights come from a folder in diffusers' layout."""
-    if model.single_file and not model.alone:
-        return ()
-    assert model.family is not None
-    return tuple(p for p in parts_of(model, checker=False) if not (model.alone and p == model.family.denoiser))
 
 
 def check(request: GenerationRequest, model: Model) -> None:
@@ -118,13 +110,13 @@ def check_clip_skip(model: Model, clip_skip: int) -> None:
 def count_parameters(model: Model) -> int:
     """Return how many parameters loading a model brings, read off its files' headers."""
     shapes = [
-        shape for file in loaded_files(model).values() for name, shape in shapes_of(file).items() if _is_loaded(name)
+        shape for file in loaded_files(model).values() for name, shape in shapes_of(file).items() if is_loaded(name)
     ]
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _is_loaded(name: str) -> bool:
-    # Checkpoints in one file may bring their training's moving average along.
+def is_loaded(name: str) -> bool:
+    """Whether a tensor of a weight file is loaded: checkpoints in one file may bring their training's moving average along."""
     return not name.startswith("model_ema.")
 
 

@@ -4,7 +4,6 @@ from sdcli.pipeline.drawing import LARGEST_PACK as LARGEST_PACK
 from sdcli.pipeline.drawing import Pipeline as Pipeline
 from sdcli.pipeline.drawing import Say as Say
 from sdcli.pipeline.loading import load as load
-from sdcli.pipeline.machine import cpu_has_bf16 as cpu_has_bf16
 from sdcli.pipeline.machine import import_libraries as import_libraries
 from sdcli.pipeline.machine import out_of_memory as out_of_memory
 from sdcli.pipeline.machine import probe as probe

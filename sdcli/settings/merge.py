@@ -89,11 +89,16 @@ class Merged:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a command was given, weakest first: `under`, the model's defaults, the settings and the environment, and `over`,
-    presets and flags. A picture's record comes between them."""
+    """What a command was given, weakest first: `under`, the model's defaults (the first), the settings and the environment,
+    and `over`, presets and flags. A picture's record comes between them."""
 
     under: tuple[Source, ...]
     over: tuple[Source, ...]
+
+    def knowing(self, defaults: Mapping[str, Any]) -> Given:
+        """Return the same with the model's defaults, which are known only now."""
+        (model, _), *others = self.under
+        return replace(self, under=((model, defaults), *others))
 
     def merged(self, *between: Source, nothing: Iterable[str] = ()) -> Merged:
         """Return all of it merged. `nothing` are fields of which a picture's record says that none was given."""
