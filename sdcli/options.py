@@ -6,6 +6,7 @@ the panel of `--help` that it stands in. Commands, presets, `--set` and the READ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -26,6 +27,13 @@ class Option:
     flags: tuple[str, ...]
     panel: str
     metavar: str | None
+    read: Callable[[str], Any] | None
+
+    @property
+    def many(self) -> bool:
+        """Whether it may be given several times, for a field that is a list."""
+        kind = plain_type(self.type)
+        return get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -33,9 +41,19 @@ class Option:
         return tuple(dict.fromkeys([self.field, *(f[2:].replace("-", "_") for f in self.flags if f.startswith("--"))]))
 
 
-def meta(help: str, *flags: str, panel: str = "", metavar: str | None = None, **bounds: Any) -> msgspec.Meta:
-    """Return what a field says of its option; `bounds` are msgspec's (`ge`, `le`, `pattern` ...)."""
-    extra = {"flags": flags, "panel": panel, "metavar": metavar}
+def meta(
+    help: str,
+    *flags: str,
+    panel: str = "",
+    metavar: str | None = None,
+    read: Callable[[str], Any] | None = None,
+    **bounds: Any,
+) -> msgspec.Meta:
+    """Return what a field says of its option; `bounds` are msgspec's (`ge`, `le`, `pattern` ...).
+
+    `read` makes of text what msgspec converts, for a field (or an element of one) that is a record; ValueError says what is wrong.
+    """
+    extra = {"flags": flags, "panel": panel, "metavar": metavar, "read": read}
     return msgspec.Meta(description=help, extra=extra, **bounds)
 
 
@@ -54,6 +72,7 @@ def options_of(record: type[msgspec.Struct]) -> tuple[Option, ...]:
             Option(
                 record=record, field=field.name, type=hint, default=default, help=declared.description or "",
                 flags=declared.extra["flags"], panel=declared.extra["panel"], metavar=declared.extra["metavar"],
+                read=declared.extra["read"],
             )
         )  # fmt: skip
     return tuple(found)

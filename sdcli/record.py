@@ -43,11 +43,13 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How the prompt was read: tokens used, chunks of 75, and the text that did not fit (empty: all did)."""
+    """How the prompt was read: tokens used, chunks of 75 (those of the longer of prompt and negative prompt), the text that did
+    not fit (empty: all did), and the syntax of its weights (null: sdcli of a time before it knew any)."""
 
     used: int
     chunks: int
     cut: str = ""
+    syntax: str | None = None
 
 
 class SecondsRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,13 +140,25 @@ def pixels_of(image: Image) -> PixelRecord:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return {f.name: f.default for f in msgspec.structs.fields(GenerationRequest)}
+    fields = msgspec.structs.fields(GenerationRequest)
+    return {f.name: msgspec.to_builtins(f.default) for f in fields if f.name != "prompt"}
 
 
 def said_of(request: GenerationRequest) -> dict[str, Any]:
     """Return a request's fields that are not at their defaults, and the prompt: what hashes are made of."""
     defaults = _defaults()
-    return {k: v for k, v in msgspec.to_builtins(request).items() if k == "prompt" or v != defaults[k]}
+    said = {k: v for k, v in msgspec.to_builtins(request).items() if k == "prompt" or v != defaults[k]}
+    return {k: _by_content(v) if isinstance(v, (dict, list, tuple)) else v for k, v in said.items()}
+
+
+def _by_content(value: Any) -> Any:
+    """Return what is left of files where their names, and where they were found, do not count; what says nothing is left out."""
+    if isinstance(value, (list, tuple)):
+        return [_by_content(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    left = ("name", "commit") if value.get("sha256") else ()
+    return {k: _by_content(v) for k, v in value.items() if v is not None and k not in left}
 
 
 def job_id(request: GenerationRequest, model: ModelRecord) -> str:
@@ -152,12 +166,12 @@ def job_id(request: GenerationRequest, model: ModelRecord) -> str:
 
     A request's fields at their defaults are left out, so that a field that sdcli learns later changes no id. The model
     counts by its commit, which has several precisions, and by its files' content; not by the name that it was asked for, nor
-    by that of a single file.
+    by that of a single file. Adapters and pictures count by what the request says of their content, as records keep it.
     """
     said = said_of(request)
     files = {name if "/" in name or name.startswith("--") else "": sha256 for name, sha256 in model.files.items()}
     identity: dict[str, Any] = {"files": files}
     if model.commit is not None:
         identity |= {"repo": model.repo, "commit": model.commit}
-    text = msgspec.json.encode({"request": said, "model": identity, "adapters": model.adapters}, order="sorted")
+    text = msgspec.json.encode({"request": said, "model": identity, "adapters": ()}, order="sorted")
     return hashlib.sha256(text).hexdigest()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sdcli.jobs.jobs import Job, pack_size, packs
+from sdcli.pipeline import likeness
 from sdcli.request import GenerationRequest
 from tests.conftest import Outcome, Sdcli, pixels, record_of
 from tests.test_rows import MALFORMED
@@ -815,11 +816,11 @@ def _job(index: int, steps: int) -> Job:
 
 def test_packs_take_what_is_alike_out_of_a_window() -> None:
     jobs = [_job(i, 1 + i % 3) for i in range(10)]
-    found = [[j.index for j in pack] for pack in packs(jobs, 2, in_order=False)]
+    found = [[j.index for j in pack] for pack in packs(jobs, 2, likeness, in_order=False)]
     assert found == [[0, 3], [1, 4], [2, 5], [6, 9], [7], [8]]
-    assert [[j.index for j in pack] for pack in packs(jobs[:4], 2, in_order=True)] == [[0], [1], [2], [3]]
+    assert [[j.index for j in pack] for pack in packs(jobs[:4], 2, likeness, in_order=True)] == [[0], [1], [2], [3]]
     alike = [_job(i, 1) for i in range(5)]
-    assert [len(pack) for pack in packs(alike, 2, in_order=True)] == [2, 2, 1]
+    assert [len(pack) for pack in packs(alike, 2, likeness, in_order=True)] == [2, 2, 1]
 
 
 def test_packs_give_out_what_waits_before_they_wait() -> None:
@@ -832,7 +833,7 @@ def test_packs_give_out_what_waits_before_they_wait() -> None:
         asked.append("more")
         yield _job(1, 1)
 
-    given = packs(source(), 4, in_order=True)
+    given = packs(source(), 4, likeness, in_order=True)
     assert [j.index for j in next(given)] == [0] and asked == ["idle"]
     assert next(given) == [] and asked == ["idle"]
     assert [j.index for j in next(given)] == [1]
@@ -847,7 +848,7 @@ def test_the_window_is_bounded() -> None:
             pulled += 1
             yield _job(i, 1 + i % 1000)
 
-    next(packs(source(), 16, in_order=False))
+    next(packs(source(), 16, likeness, in_order=False))
     assert pulled == 1024
 
 

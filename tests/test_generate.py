@@ -60,7 +60,7 @@ def test_the_record_tells_what_happened(sdcli: Sdcli) -> None:
         assert hashlib.sha256((demo / name).read_bytes()).hexdigest() == sha256
     assert record["plan"]["device"] == "cpu" and record["plan"]["dtype"] == "fp32" and record["plan"]["pack_size"] == 1
     assert record["plan"]["reasons"]["dtype"] == "asked for"
-    assert record["tokens"] == {"used": 3, "chunks": 1, "cut": ""}
+    assert record["tokens"] == {"used": 3, "chunks": 1, "cut": "", "syntax": "a1111"}
     assert record["fallbacks"] == [] and record["flagged"] is None
     assert record["pixels"]["sha256"] == hashlib.sha256(pixels(done.lines[0]).astype("uint8").tobytes()).hexdigest()
     assert record["seconds"]["draw"] > 0 and record["seconds"]["load"] > 0
@@ -252,7 +252,7 @@ def test_metadata_none(sdcli: Sdcli) -> None:
 
 def test_a_long_prompt_is_cut_aloud(sdcli: Sdcli) -> None:
     prompt = "a red circle " + "and a day in the garden " * 20 + "with a purple unicorn"
-    done = sdcli("generate", prompt, "-m", "demo", "--steps", "1", "--json")
+    done = sdcli("generate", prompt, "-m", "demo", "--steps", "1", "--json", "--long-prompt", "cut")
     record = record_of(done.events[0]["path"])
     assert record["tokens"]["used"] == 75 and record["tokens"]["cut"].endswith("with a purple unicorn")
     (warning,) = done.events[0]["warnings"]

@@ -21,7 +21,7 @@ FLOORS = [
     {"settings"},
     {"output"},
     {"metadata"},
-    {"prompts", "schedulers"},
+    {"prompts", "schedulers", "pictures"},
     {"record"},
     {"request", "models", "device"},
     {"options", "places"},

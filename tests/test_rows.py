@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, OutputFailed, SdcliError, UsageError
 from sdcli.jobs import rows
 from sdcli.jobs.rows import FORMATS, LIMIT, BadRow, Row, Source, format_of, from_lines, lines_of
-from sdcli.options import options_of
+from sdcli.options import options_of, plain_type
 from sdcli.request import GenerationRequest
 from sdcli.settings import merge
 
@@ -145,7 +145,18 @@ def test_flags_are_spelled_as_in_generate(line: str, wanted: dict[str, Any]) -> 
 def test_every_flag_of_a_request_is_known() -> None:
     for option in options_of(GenerationRequest):
         for flag in option.flags:
-            assert values(f"a --set name=n {flag} 1") == [{"prompt": "a", "name": "n", option.field: "1"}]
+            if plain_type(option.type) is bool:
+                assert values(f"a --set name=n {flag}") == [{"prompt": "a", "name": "n", option.field: True}]
+                continue
+            expected = ["1"] if option.many else "1"
+            assert values(f"a --set name=n {flag} 1") == [{"prompt": "a", "name": "n", option.field: expected}]
+
+
+def test_a_row_may_have_several_adapters_and_records() -> None:
+    several = [{"prompt": "a", "lora": ["x:0.5", "y"]}]
+    assert values("a --lora x:0.5 --lora y") == several
+    assert values('{"prompt": "a", "lora": ["x:0.5", "y"]}', "jsonl") == several
+    assert values('{"prompt": "a", "hires": {"factor": 2}}', "jsonl") == [{"prompt": "a", "hires": {"factor": 2}}]
 
 
 def test_a_switch_takes_no_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from sdcli.jobs.batch import Planner, Survey
 from sdcli.jobs.jobs import Asked, Refused, check, fitted
 from sdcli.jobs.runner import Tally
 from sdcli.models import ModelSpec
+from sdcli.models.checking import without_idle
 from sdcli.output import OutputPlan
 from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Merged
@@ -102,12 +103,12 @@ def batch(
     if input_format is not None:
         rows.format_of("-", input_format)
     given, model = drawing.resolve(
-        typed | {"size": size}, preset or [], assign or [], again.models_of(again_from)
+        drawing.spooled(typed, files) | {"size": size}, preset or [], assign or [], again.models_of(again_from)
     )  # fmt: skip
     merged, _ = fitted(given.merged(), model)
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     out = merged.build(OutputPlan)
-    check(merged.build(GenerationRequest, prompt=""), model, merged)
+    check(without_idle(merged.build(GenerationRequest, prompt="")), model, merged)  # Rows may give what is missing.
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures

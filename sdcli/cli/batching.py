@@ -74,7 +74,9 @@ def dry_run(
     number = 1
     for asked, prompt_origin, merged in each:
         own = asked.request.seed not in (None, -1)
-        for job in of_asked(asked, seeds, planner.expander, lambda r: pipeline.resolve(r, model), number):
+        for job in of_asked(
+            asked, seeds, planner.expander, lambda r: pipeline.pinned(pipeline.resolve(r, model), model), number
+        ):
             event = plans.plan(
                 job, fitted(merged, model)[0], model=model, identity=identity, spec=spec, plan=plan, where=where,
                 prompt_origin=prompt_origin, seeded=own or run_seed is not None,
@@ -161,7 +163,7 @@ def how(
     return How(
         load=load, id_of=ready.id_of, destination=where, files=files, batch_size=ready.batch_size, tell=results.event,
         watcher=screen, tally=tally, in_order=in_order, each=False, answers=answers, journal=ready.journal,
-        left_behind=ready.left_behind, nameless=ready.nameless, resolve=ready.resolve,
+        left_behind=ready.left_behind, nameless=ready.nameless, shape=ready.shape,
         retry_failed=retry_failed, max_failures=max_failures,
         interrupted=interrupted,
     )  # fmt: skip

@@ -7,16 +7,17 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from sdcli import device, models, pipeline, settings
-from sdcli.cli.main import leaving_at_once, screen
+from sdcli import device, models, pictures, pipeline, settings
+from sdcli.cli.main import closing, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
 from sdcli.device import DevicePlan
-from sdcli.errors import CannotCreateOutput, SdcliError, UsageError
+from sdcli.errors import CannotCreateOutput, InputMissing, SdcliError, UsageError
 from sdcli.jobs.jobs import fitted
 from sdcli.models import Model, ModelSpec, hub
 from sdcli.pipeline import Pipeline
@@ -61,6 +62,19 @@ def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int, offline: bo
             "stdout is closed: there is nowhere to print results", "redirect it, as in > /dev/null"
         )
     return Results(as_json=as_json, print0=print0)
+
+
+def spooled(typed: Mapping[str, Any], others: Iterable[str | None] = ()) -> dict[str, Any]:
+    """Return what was typed, with the picture that comes on stdin, `--init-image -`, as a file that goes when the command has
+    ended; `others` are what else may be `-`."""
+    if typed.get("init_image") != "-":
+        return dict(typed)
+    if "-" in others:
+        raise UsageError("stdin can be read once", "give - once")
+    if sys.stdin is None:
+        raise InputMissing("stdin is closed", "give the picture's path to --init-image")
+    folder = closing.enter_context(TemporaryDirectory(prefix="sdcli-"))
+    return {**typed, "init_image": str(pictures.spooled(sys.stdin.buffer, Path(folder)))}
 
 
 def resolve(

@@ -22,7 +22,7 @@ from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
 from sdcli.prompts.wildcards import looks_dynamic
-from sdcli.request import GenerationRequest, JobOptions
+from sdcli.request import AFTER, GenerationRequest, JobOptions
 from sdcli.settings import Merged
 
 EXAMPLES = """Draw pictures from text.
@@ -37,6 +37,8 @@ Examples:
 
   sdcli generate --from dusk.png --steps 50
 """
+# What --vary goes towards, where nothing else is said: another seed each time, so far that it is another picture of the same.
+VARIED = {"seed": -1, "strength": 0.2}
 
 
 @app.command(help=EXAMPLES)
@@ -50,6 +52,12 @@ def generate(
     assign: Assign = None,
     preset: Preset = None,
     picture: From = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            "--vary", metavar="PICTURE", help="More like this: --from it, each a variation.", rich_help_panel=AFTER
+        ),
+    ] = None,
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
@@ -61,11 +69,19 @@ def generate(
 ) -> None:
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
     asked = prompts or []
+    if vary is not None:
+        if picture is not None:
+            raise UsageError("--vary is --from with variations", "leave --from out")
+        picture = vary
     if [*asked, picture].count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
     if not asked and picture is None:
         raise UsageError("there is no PROMPT", "say what to draw, or --from PICTURE")
+    typed = drawing.spooled(typed, [*asked, picture])
     found = _look(picture) if picture is not None else None
+    if vary is not None and found is not None:
+        _check_varied(found)
+        typed = {"variation": VARIED} | typed
     read = _stdin() if "-" in asked else None
     texts = [read if p == "-" and read is not None else drawing.argument(p) for p in asked]
     of_picture = (again.model(one) for one in [found] if one is not None)
@@ -117,7 +133,7 @@ def generate(
     how = How(
         load=lambda: loaded,
         id_of=loaded.id_of,
-        resolve=lambda request: pipeline.resolve(request, loaded.model),
+        shape=lambda request: pipeline.shape(pipeline.resolve(request, loaded.model), loaded.model),
         destination=where,
         files=files,
         batch_size=batch_size,
@@ -152,7 +168,17 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
             expander.check(one.request.prompt)
             jobs.count(one, expander)
         made += jobs.of_asked(one, Seeds(None, None), expander, lambda r: r, len(made) + 1)
+    for job in made:
+        pipeline.check_prompt(job.request, model)
     return made
+
+
+def _check_varied(found: Found) -> None:
+    """Refuse a picture without a start to vary, and say what is varied of one that is a variation itself."""
+    if found.request.get("seed") in (None, -1):
+        raise BadInput(f"{found.path} does not say its seed", "only the start of a picture that does can be varied")
+    if found.request.get("variation"):
+        screen.warn(f"{found.path} is a variation itself: what is varied is the picture that it came from")
 
 
 def _look(picture: str) -> Found:

@@ -29,6 +29,7 @@ from sdcli.jobs.grids import Axis, Cell
 from sdcli.jobs.jobs import Asked, check, fitted, of_asked
 from sdcli.metadata import xmp
 from sdcli.models import ModelSpec
+from sdcli.models.checking import without_idle
 from sdcli.output import Destination, OutputPlan
 from sdcli.record import pixels_of
 from sdcli.request import GenerationRequest, JobOptions
@@ -79,7 +80,7 @@ def grid(
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
     axes = [grids.axis(letter, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text is not None]
     cells = list(grids.cells(drawing.argument(prompt), axes))
-    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    given, model = drawing.resolve(drawing.spooled(typed) | {"size": size}, preset or [], assign or [])
     merged, _ = fitted(given.merged(), model)
     options, spec, plan = merged.build(JobOptions), merged.build(ModelSpec), merged.build(DevicePlan)
     if options.count != 1 or options.expand == "all":
@@ -90,7 +91,7 @@ def grid(
             "leave --count and --expand all out; an axis can be seeds",
         )
     request = merged.build(GenerationRequest, prompt=prompt)
-    check(request, model, merged)
+    check(without_idle(request), model, merged)
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     out = merged.build(OutputPlan)
     where = batching.destination(out, results, pictures=len(cells))
@@ -151,7 +152,7 @@ def _sheet(
     pictures: dict[tuple[int, int, int], Path | str] = {}
     drawn: list[sheet.Drawn] = []
     for number, (cell, asked) in enumerate(cells, 1):
-        (job,) = of_asked(asked, ready.seeds, planner.expander, ready.resolve, number)
+        (job,) = of_asked(asked, ready.seeds, planner.expander, ready.pin, number)
         id, key = ready.id_of(job.request), (cell.x, cell.y, cell.z)
         found = ready.journal.find(id) if ready.journal is not None else None
         if found is None:  # the run was stopped before it came to this one

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Annotated, Any
 
@@ -26,6 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 screen = Screen()
+# What a command leaves behind that goes when it has ended.
+closing = ExitStack()
 
 
 def _version(wanted: bool) -> None:
@@ -63,6 +65,11 @@ def entry() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line; return its exit code."""
+    with closing:
+        return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     screen.verbosity, screen.as_json, screen.at_leaving = 0, False, None
     screen.argv = argv
     interrupted = 128 + signal.SIGINT
@@ -185,7 +192,9 @@ def _straight(text: str) -> None:
             os.write(2, (("\x1b[?25h" if os.isatty(2) else "") + text).encode())
 
 
-COMMANDS = ("generate", "batch", "grid", "inspect", "verify", "schedulers", "models", "presets", "config", "doctor")
+COMMANDS = (
+    "generate", "batch", "grid", "inspect", "verify", "tokens", "schedulers", "models", "presets", "config", "doctor",
+)  # fmt: skip
 
 
 def import_commands(argv: Sequence[str]) -> None:

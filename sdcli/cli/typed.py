@@ -26,7 +26,7 @@ def options_from(*records: type[msgspec.Struct]) -> Callable[[Callable[..., None
         own = inspect.signature(command, eval_str=True).parameters
 
         def called(**values: Any) -> None:
-            typed = {o.field: value for o in options if (value := values.pop(o.field)) is not None}
+            typed = {o.field: value for o in options if (value := values.pop(o.field)) not in (None, [])}
             command(**values, typed=typed)
 
         parameters = [_completed(p) for p in own.values() if p.name != "typed"]
@@ -51,7 +51,10 @@ def _parameter(option: Option) -> inspect.Parameter:
     switch = kind is bool
     flags = [f"{f}/--no-{f[2:]}" if switch and f.startswith("--") else f for f in option.flags]
     said = (
-        option.default in (None, "", 0) or switch or str(option.default) in option.help or len(str(option.default)) > 12
+        option.default in (None, "", 0, ())
+        or switch
+        or str(option.default) in option.help
+        or len(str(option.default)) > 12
     )
     default = "" if said else f" ({option.default})"
     info = typer.Option(
@@ -60,6 +63,6 @@ def _parameter(option: Option) -> inspect.Parameter:
         autocompletion=completing.of_field(option.field, option.type),
     )  # fmt: skip
     # What has several values has as many words in argv.
-    words = kind if get_origin(kind) is tuple else bool if switch else str
+    words = list[str] if option.many else kind if get_origin(kind) is tuple else bool if switch else str
     annotation = Annotated[words | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -8,11 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
+from sdcli import pipeline
 from sdcli.errors import BadInput, InputMissing, ModelUnavailable
 from sdcli.jobs import journal
 from sdcli.metadata import inspecting
 from sdcli.metadata.inspecting import Found
 from sdcli.models import ALIASES, hub_name
+from sdcli.record import Record
+from sdcli.request import GenerationRequest
 
 # So many things that a picture says and sdcli can't draw are named.
 MOST_NAMED = 10
@@ -38,9 +43,23 @@ def look(path: str, stdin: BinaryIO | None = None) -> Found | None:
     return found
 
 
+def as_drawn(record: Record, path: str | Path) -> GenerationRequest:
+    """Return the request that draws a record's picture again: with the pictures that it names, where they lie beside it, or here.
+
+    Records that do not say how the prompt was read are of times when it was read plainly, and cut.
+    """
+    request = record.request
+    if record.tokens.syntax is None:
+        request = msgspec.structs.replace(request, prompt_syntax="plain", long_prompt="cut")
+    return pipeline.located(request, (Path(path).parent, Path()))
+
+
 def values(found: Found) -> dict[str, Any]:
     """Return the picture's request as values to merge others over, and its tags; None is what the model decides."""
-    said = {field: value for field, value in found.request.items() if value is not None}
+    said = dict(found.request)
+    if found.record is not None:
+        said = msgspec.to_builtins(as_drawn(found.record, found.path))
+    said = {field: value for field, value in said.items() if value is not None}
     if found.record is not None and found.record.tags:
         said["tags"] = dict(found.record.tags)
     return said

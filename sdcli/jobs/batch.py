@@ -104,8 +104,8 @@ class Planner:
         """Return what merged values ask for. Raises what can be known to be wrong with it."""
         merged, _ = fitted(merged, self.model)
         request, options = merged.build(GenerationRequest), merged.build(JobOptions)
-        key = pipeline.shape(request)
-        if key not in self._checked:
+        key = pipeline.shape(request, self.model)
+        if key not in self._checked or "<" in request.prompt:
             check(request, self.model, merged)
             if len(self._checked) < WINDOW:
                 self._checked.add(key)
@@ -115,6 +115,7 @@ class Planner:
             request=request, options=options, origin=origin, line=line, was_expanded=was_expanded, styles=merged.templates
         )  # fmt: skip
         if self.expander is None or was_expanded:
+            pipeline.check_prompt(request, self.model)
             metadata.check_length(asked.styled, self._metadata)
         return dataclasses.replace(asked, pictures=count(asked, self.expander))
 
@@ -208,7 +209,7 @@ def survey(asked: Iterable[Asked | Refused], planner: Planner) -> Survey:
         found.notes += one.notes[: Survey.TOLD - len(found.notes)]
         found.total += n
         request = pipeline.resolve(one.styled, planner.model)
-        shape, room = pipeline.shape(request), min(n, WINDOW - len(found.shapes))
+        shape, room = pipeline.shape(request, planner.model), min(n, WINDOW - len(found.shapes))
         if room > 0:
             found.shapes += [shape] * room
             found.first.setdefault(shape, request)
@@ -250,10 +251,19 @@ class Ready:
     index: Index
     journal: Journal | None
     nameless: set[str] = field(default_factory=set)
+    say: Callable[[str], None] = lambda text: None
 
     def id_of(self, request: GenerationRequest) -> str:
         """Return a job's id."""
-        return job_id(self.resolve(request), self.identity)
+        return job_id(self.pin(request), self.identity)
+
+    def pin(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the resolved request as records keep it."""
+        return pipeline.pinned(self.resolve(request), self.model, self.say)
+
+    def shape(self, request: GenerationRequest) -> Hashable:
+        """Return what requests must share to be drawn in one pass."""
+        return pipeline.shape(self.resolve(request), self.model)
 
     def resolve(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request with all that the model decides filled in."""
@@ -328,6 +338,7 @@ def prepare(
         index=index,
         journal=journal,
         nameless=nameless,
+        say=say,
     )
 
 
@@ -353,7 +364,7 @@ def jobs(
             yield one
             continue
         try:
-            for job in of_asked(one, ready.seeds, expander, ready.resolve, index):
+            for job in of_asked(one, ready.seeds, expander, ready.pin, index):
                 yield job
                 index = job.index + 1
         except SdcliError as error:

@@ -14,7 +14,7 @@ import msgspec
 from sdcli import models, output, pipeline, schedulers, settings
 from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.journal import Index
-from sdcli.models import Model
+from sdcli.models import Model, adapters, checking
 from sdcli.output import Destination
 from sdcli.prompts.wildcards import Expander
 from sdcli.record import said_of
@@ -113,6 +113,7 @@ def of_asked(
     """
     options, template = asked.options, asked.request.prompt
     expander = None if asked.was_expanded else expander
+    is_random = expander is not None and options.expand != "all"
     prompts: Iterable[str] = [template]
     if expander is not None and options.expand == "all":
         prompts = expander.all(template, options.limit)
@@ -121,18 +122,32 @@ def of_asked(
         own = request.seed not in (None, -1)
         shares = asked.shares if asked.shares is not None and not own else None
         first = seeds.of(resolve(shares or request), shared=shares is not None)
+        to = request.variation
+        if to is not None and to.seed == -1:
+            to = msgspec.structs.replace(to, seed=seeds.of(resolve(msgspec.structs.replace(request, seed=None))))
         for k in range(options.count):
-            seed = (first + k) % 2**63  # seeds go round where they end
-            drawn = expander.random(prompt, seed) if expander is not None and options.expand != "all" else prompt
+            number = (first + k) % 2**63
+            # Variations are of one picture: theirs is the seed that is counted, as in A1111. Seeds go round where they end.
+            seed = first if to is not None else number
+            variation = msgspec.structs.replace(to, seed=(to.seed + k) % 2**63) if to is not None else None
+            drawn = expander.random(prompt, number) if expander is not None and is_random else prompt
             drawn = settings.styled(drawn, asked.styles)
+            lifted = lift(msgspec.structs.replace(request, prompt=drawn, seed=seed, variation=variation))
             # What a picture says it was expanded from is what somebody typed.
-            before = asked.template if asked.template is not None or drawn == template else template
+            before = asked.template if asked.template is not None or lifted.prompt == template else template
             yield Job(
-                request=msgspec.structs.replace(request, prompt=drawn, seed=seed), index=index, line=asked.line,
-                template=before, name=options.name, tags=options.tags or {},
+                request=lifted, index=index, line=asked.line, template=before, name=options.name, tags=options.tags or {},
                 destination=asked.destination,
             )  # fmt: skip
             index += 1
+
+
+def lift(request: GenerationRequest) -> GenerationRequest:
+    """Return a request with the adapters that its prompt names, `<lora:NAME:SCALE>`, in their field and no longer in the prompt."""
+    if request.prompt_syntax == "plain" or "<" not in request.prompt:
+        return request
+    prompt, loras = adapters.tags(request.prompt)
+    return msgspec.structs.replace(request, prompt=prompt, lora=(*request.lora, *loras)) if loras else request
 
 
 def count(asked: Asked, expander: Expander | None) -> int:
@@ -159,8 +174,13 @@ def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
         merged = merged.without("format")
     if settings.is_setting(merged.origins.get("quality")) and (said or merged.values.get("format", "png")) == "png":
         merged = merged.without("quality")
+    for name in checking.idle(merged.build(GenerationRequest, **({} if "prompt" in merged.values else {"prompt": ""}))):
+        origin = merged.origins.get(name, "")
+        if settings.is_setting(origin) or origin.startswith("preset "):
+            merged = merged.without(name)
+            left += [f"{name} ({origin})"] * (not settings.is_setting(origin))
     if family is None:
-        return merged, ()
+        return merged, tuple(left)
     useless = {"scheduler": family.own_scheduler is not None, "attention_slicing": not family.slices}
     useless["vae_tiling"] = not family.tiles
     for name, is_useless in useless.items():
@@ -185,8 +205,10 @@ def _explained(error: UsageError, merged: Merged) -> UsageError:
 
 def check(request: GenerationRequest, model: Model, merged: Merged) -> None:
     """Refuse what can be refused of a request without torch; `merged` is what it was made of, and says who asked."""
+    request = lift(request)
     try:
         models.check(request, model)
+        pipeline.check_files(request, model)
     except UsageError as error:
         raise _explained(error, merged) from None
     entry = pipeline.scheduler_of(request, model)
@@ -205,7 +227,7 @@ WINDOW = 1024
 def packs(
     jobs: Iterable[Job | None],
     size: int,
-    resolve: Callable[[GenerationRequest], GenerationRequest] = lambda request: request,
+    shape: Callable[[GenerationRequest], Hashable],
     *,
     in_order: bool,
 ) -> Iterator[list[Job]]:
@@ -228,18 +250,18 @@ def packs(
             if job is None:
                 idle = True
                 break
-            waiting.setdefault(pipeline.shape(resolve(job.request)), deque()).append((taken, job))
+            waiting.setdefault(shape(job.request), deque()).append((taken, job))
             held, taken = held + 1, taken + 1
         while held:
-            shape = min(waiting, key=lambda s: waiting[s][0][0])
-            line = waiting[shape]
-            others = [jobs[0][0] for s, jobs in waiting.items() if s != shape]
+            oldest = min(waiting, key=lambda s: waiting[s][0][0])
+            line = waiting[oldest]
+            others = [jobs[0][0] for s, jobs in waiting.items() if s != oldest]
             until = min(others, default=taken) if in_order else taken
             pack: list[Job] = []
             while line and line[0][0] < until and len(pack) < size:
                 pack.append(line.popleft()[1])
             if not line:
-                del waiting[shape]
+                del waiting[oldest]
             held -= len(pack)
             yield pack
             if not idle and not ended:

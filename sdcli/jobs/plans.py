@@ -9,6 +9,7 @@ import msgspec
 
 from sdcli import output, pipeline, settings
 from sdcli.device import DevicePlan
+from sdcli.errors import ModelUnavailable
 from sdcli.jobs.jobs import Job
 from sdcli.models import Model, ModelSpec
 from sdcli.record import SCHEMA, ModelRecord, job_id
@@ -33,8 +34,12 @@ def plan(
     shown_plan = {k: None if v == "auto" else v for k, v in asked_plan.items()}
     request = pipeline.resolve(job.request, model)
     complete = seeded and request.width is not None and request.height is not None
-    id = job_id(request, identity) if complete and identity else None
-    shown = msgspec.to_builtins(request)
+    try:
+        kept = pipeline.pinned(request, model)
+    except ModelUnavailable:  # An adapter that is on the hub only.
+        kept, complete = request, False
+    id = job_id(kept, identity) if complete and identity else None
+    shown = msgspec.to_builtins(kept)
     origins = {
         f: merged.origin(f) or "default"
         for f in (*shown, *asked_plan, "model", "vae", "model_config", "safety_checker")

@@ -482,7 +482,7 @@ def _with_flags(prompt: str, text: str) -> dict[str, Any]:
         raise _Fault("no prompt")
     values = _Values()
     values.add("prompt", "prompt", prompt)
-    presets: list[str] = []
+    lists: dict[str, list[str]] = {}
     known, words, at = _flags(), _split(text), 0
     while at < len(words):
         word = words[at]
@@ -506,14 +506,14 @@ def _with_flags(prompt: str, text: str) -> dict[str, Any]:
                 raise _Fault(f"{name} has no value")
             value = words[at]
             at += 1
-        if name in ("--preset", "-p"):
-            presets.append(value)
+        if field == "preset" or (field in settings.names() and settings.names()[field].many):
+            lists.setdefault(field, []).append(value)
         elif name == "--set":
             _assign(values, value)
         else:
             values.add(field, field, value, by=name)
-    if presets:
-        values.add("preset", "preset", presets)
+    for field, several in lists.items():
+        values.add(field, field, several)
     return values.whole()
 
 
@@ -808,7 +808,7 @@ def _shaped(field: str, name: str, value: Any) -> Any:
         return names
     if field == "prompt" and not isinstance(value, str):
         raise _Fault(f"prompt is text, not {_kind(value)}")
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list) and not (field in settings.names() and settings.names()[field].read):
         raise _Fault(f"{name} is a single value, not {_kind(value)}")
     return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,8 +90,8 @@ def _never() -> None:
 class How:
     """How a run goes, besides its jobs.
 
-    `load` gives the pipeline when the first picture must be drawn, `id_of` a job's id before that, `resolve` its request with all
-    that the model decides. With a journal, what it
+    `load` gives the pipeline when the first picture must be drawn, `id_of` a job's id before that, `shape` what
+    requests must share to be drawn in one pass. With a journal, what it
     knows as finished is skipped, and equal jobs are drawn once; `left_behind` names the picture with a job's id that a
     killed run left without a line. `interrupted` gives the number of the signal that asks to stop after what is in
     flight. After `max_failures` the run stops. `each`: people get a line a picture, else `tally` tells of them all.
@@ -100,7 +100,7 @@ class How:
 
     load: Callable[[], Pipeline]
     id_of: Callable[[GenerationRequest], str]
-    resolve: Callable[[GenerationRequest], GenerationRequest]
+    shape: Callable[[GenerationRequest], Hashable]
     destination: Destination
     files: OutputPlan
     batch_size: int
@@ -153,7 +153,7 @@ class Runner:
         how = self.how
         self._show("")
         try:
-            for pack in packs(self._to_draw(jobs), how.batch_size, how.resolve, in_order=how.in_order):
+            for pack in packs(self._to_draw(jobs), how.batch_size, how.shape, in_order=how.in_order):
                 if pack and not self._stops:
                     self._draw(pack)
                 self._collect(at_most=how.batch_size if pack else 0)

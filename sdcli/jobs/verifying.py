@@ -88,7 +88,7 @@ def verify(path: Path, pipe: Pipeline) -> Verdict:
     subject = take(path)
     record = subject.record
     size = _that_fits(pipe, record, _pack_size(record.plan))
-    (drawn,) = pipe.generate([record.request], batch_size=size)
+    (drawn,) = pipe.generate([again.as_drawn(record, path)], batch_size=size)
     return judge(subject, drawn)
 
 
@@ -429,7 +429,7 @@ class Verifier:
                 raise _as_data(error) from None
             schedulers.require(entry)
         key = (spec_of(record.model, self.model, self.vae, self.model_config), plan_of(record.plan))
-        in_a_pass = (_pack_size(record.plan), pipeline.shape(record.request))
+        in_a_pass = (_pack_size(record.plan), (*pipeline.likeness(record.request), record.tokens.chunks))
         if key not in self._groups and self.model is None:
             _require(key[0])
         self._groups.setdefault(key, {}).setdefault(in_a_pass, []).append(path)
@@ -470,7 +470,7 @@ class Verifier:
         done = 0
         try:
             size = _that_fits(pipe, taken[0][1].record, size)
-            requests = [subject.record.request for _, subject in taken]
+            requests = [again.as_drawn(subject.record, path) for path, subject in taken]
             for drawn in pipe.generate(requests, batch_size=size, listener=self.listener):
                 path, subject = taken[done]
                 done += 1

@@ -1,6 +1,13 @@
 """Which weights draw: what a name means, and what can be known of a model without loading it."""
 
 from sdcli.errors import BadInput as BadInput
+from sdcli.models.checking import check as check
+from sdcli.models.checking import check_clip_skip as check_clip_skip
+from sdcli.models.checking import check_size as check_size
+from sdcli.models.checking import enlarged as enlarged
+from sdcli.models.checking import heeds_negative as heeds_negative
+from sdcli.models.checking import start_of as start_of
+from sdcli.models.checking import strength_of as strength_of
 from sdcli.models.families import FAMILIES as FAMILIES
 from sdcli.models.families import Family as Family
 from sdcli.models.finding import demo_folder as demo_folder
@@ -13,12 +20,8 @@ from sdcli.models.hub import wanted_files as wanted_files
 from sdcli.models.known import ALIASES as ALIASES
 from sdcli.models.known import DEFAULT as DEFAULT
 from sdcli.models.known import KnownModel as KnownModel
-from sdcli.models.loading import check as check
-from sdcli.models.loading import check_clip_skip as check_clip_skip
-from sdcli.models.loading import check_size as check_size
 from sdcli.models.loading import count_parameters as count_parameters
 from sdcli.models.loading import hashes as hashes
-from sdcli.models.loading import heeds_negative as heeds_negative
 from sdcli.models.loading import loaded_files as loaded_files
 from sdcli.models.naming import hub_name as hub_name
 from sdcli.models.spec import Model as Model

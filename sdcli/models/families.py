@@ -29,7 +29,9 @@ class Family:
     scheduler can't be changed, None where it can. `readers` are its tokenizers, the one that reads most first, with how many
     tokens it reads (None: as its tokenizer says). `slices`: its attention can be sliced. `tiles`: its autoencoder can decode in
     tiles. `alone`: the prompts of one pass touch each other's pictures, so that packs are of one.
-    With fewer than `min_steps` its pipeline fails.
+    With fewer than `min_steps` its pipeline fails. `starts` are diffusers' classes that draw with the same networks from a
+    picture (`image`), over a part of one (`mask`), and with ControlNets (`control`, `control-image`, `control-mask`).
+    `weighs`: words of its prompt can have weights, and prompts of any length are read.
     """
 
     class_name: str
@@ -51,6 +53,8 @@ class Family:
     tiles: bool = True
     alone: bool = False
     min_steps: int = 1
+    starts: Mapping[str, str] = field(default_factory=dict)
+    weighs: bool = False
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -66,6 +70,15 @@ def _without(*fields: str) -> dict[str, str]:
     return {k: v for k, v in _NO_NOISE.items() if k in fields}
 
 
+def _starts(stem: str, control: str = "") -> dict[str, str]:
+    """Return the classes that diffusers names in its usual way (pipelines/auto_pipeline.py)."""
+    found = {"image": f"{stem}Img2ImgPipeline", "mask": f"{stem}InpaintPipeline"}
+    if control:
+        found |= {"control": f"{control}Pipeline", "control-image": f"{control}Img2ImgPipeline"}
+        found["control-mask"] = f"{control}InpaintPipeline"
+    return found
+
+
 def _steps(steps: int, guidance: float) -> dict[str, Any]:
     return {"num_inference_steps": steps, "guidance_scale": guidance}
 
@@ -74,18 +87,19 @@ _FAMILIES = (
     Family(
         class_name="StableDiffusionPipeline",
         name="stable-diffusion", dtype="fp16", defaults=_steps(25, 7.5), denoiser="unet", sample=64, slices=True,
-        lacks=_without("true_cfg_scale"),
+        lacks=_without("true_cfg_scale"), starts=_starts("StableDiffusion", "StableDiffusionControlNet"), weighs=True,
     ),
     Family(
         class_name="StableDiffusionXLPipeline",
         name="stable-diffusion-xl", dtype="fp16", defaults=_steps(30, 5.0), denoiser="unet", slices=True,
         lacks=_without("true_cfg_scale"), readers=(("tokenizer", None), ("tokenizer_2", None)),
+        starts=_starts("StableDiffusionXL", "StableDiffusionXLControlNet"), weighs=True,
     ),
     Family(
         class_name="StableDiffusion3Pipeline",
         name="stable-diffusion-3", defaults=_steps(28, 7.0), patch=2, own_scheduler=FLOW,
         lacks=_without("eta", "guidance_rescale", "true_cfg_scale"),
-        readers=(("tokenizer_3", 256), ("tokenizer", None)),
+        readers=(("tokenizer_3", 256), ("tokenizer", None)), starts=_starts("StableDiffusion3"),
     ),
     Family(
         class_name="LatentConsistencyModelPipeline",
@@ -95,11 +109,13 @@ _FAMILIES = (
             **_without("eta", "guidance_rescale", "true_cfg_scale"), "negative_prompt": NO_NEGATIVE,
             "clip_skip": "its pipeline of diffusers fails on it with transformers 5 (huggingface/diffusers#14124)",
         },
+        starts={"image": "LatentConsistencyModelImg2ImgPipeline"}, weighs=True,
     ),
     Family(
         class_name="FluxPipeline",
         name="flux", defaults=_steps(28, 3.5), patch=2, guidance="built-in", own_scheduler=FLOW,
         lacks=_without("clip_skip", "eta", "guidance_rescale"), readers=(("tokenizer_2", 512), ("tokenizer", None)),
+        starts=_starts("Flux"),
     ),
     Family(
         class_name="Flux2KleinPipeline",
@@ -155,11 +171,13 @@ _FAMILIES = (
     Family(
         class_name="QwenImagePipeline",
         name="qwen-image", defaults=_steps(50, 4.0), patch=2, guidance="true-cfg", own_scheduler=FLOW, lacks=_NO_NOISE,
+        starts=_starts("QwenImage"),
         readers=(("tokenizer", 512),), alone=True, min_steps=2,
     ),
     Family(
         class_name="ZImagePipeline",
         name="z-image", defaults=_steps(50, 5.0), side=1024, patch=2, unguided=0.0, own_scheduler=FLOW, lacks=_NO_NOISE,
+        starts=_starts("ZImage"),
         readers=(("tokenizer", 512),),
     ),
     Family(

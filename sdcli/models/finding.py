@@ -45,7 +45,8 @@ def find(spec: ModelSpec) -> Model:
         # What its family can't use is refused before it is downloaded.
         family = FAMILIES[known.family]
         model = replace(model, family=family, size=known.size, multiple=usual_multiple(family))
-    return with_defaults(replace(model, defaults=known.defaults if known else {}))
+    folder = Path(spec.adapter_dir) if spec.adapter_dir is not None else None
+    return with_defaults(replace(model, defaults=known.defaults if known else {}, adapter_dir=folder))
 
 
 def named_by(name: str) -> Weights:

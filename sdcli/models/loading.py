@@ -1,4 +1,4 @@
-"""What loading a model brings: its files, their hashes and parameters; and what it can't draw."""
+"""What loading a model brings: its files, their hashes and parameters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import hashlib
 import math
 from pathlib import Path
 
-from sdcli.errors import UsageError
 from sdcli.models.folders import folder_parts, texts_of
 from sdcli.models.spec import Model
 from sdcli.models.weights import by_variant, files_in, sha256_of, shapes_of
-from sdcli.request import GenerationRequest
 
 
 def loaded_files(model: Model) -> dict[str, Path]:
@@ -30,81 +28,6 @@ def loaded_files(model: Model) -> dict[str, Path]:
         names = [""] if vae.single_file else by_variant(files_in(vae.path))[vae.variant]
         found |= {f"--vae/{name or vae.path.name}": vae.path / name for name in names}
     return found
-
-
-def _about(field: str, message: str, hint: str) -> UsageError:
-    error = UsageError(message, hint)
-    error.field = field
-    return error
-
-
-def check(request: GenerationRequest, model: Model) -> None:
-    """Refuse what the model can't draw, or would not heed; what its configuration says is known only when it is here."""
-    check_size(model, request.width, request.height)
-    family = model.family
-    if family is None:
-        return
-    for field, reason in family.lacks.items():
-        if getattr(request, field) != _DEFAULTS[field]:
-            raise _about(field, f"{model.name} ({family.name}) can't use {field}: {reason}", f"leave {field} out")
-    if request.num_inference_steps < family.min_steps:
-        raise _about(
-            "num_inference_steps",
-            f"{model.name} ({family.name}) can't draw in {request.num_inference_steps} steps",
-            f"--steps is at least {family.min_steps}",
-        )
-    if request.scheduler and family.own_scheduler is not None:
-        raise _about(
-            "scheduler",
-            f"{model.name} ({family.name}) can't use another scheduler: {family.own_scheduler}",
-            "leave --scheduler out",
-        )
-    if request.negative_prompt and not heeds_negative(model, request.true_cfg_scale):
-        raise _about(
-            "negative_prompt",
-            f"{model.name} ({family.name}) can't use a negative prompt as it is: its guidance is built in",
-            "--set true_cfg_scale=2 or so makes a second pass, which reads it, and takes twice the time",
-        )
-    if not model.guided and request.guidance_scale > 1:
-        raise _about(
-            "guidance_scale",
-            f"{model.name} ({family.name}) can't use guidance: it was distilled to be drawn without",
-            "leave --guidance-scale out",
-        )
-    check_clip_skip(model, request.clip_skip)
-
-
-def heeds_negative(model: Model, true_cfg_scale: float) -> bool:
-    """Whether a negative prompt can have an effect."""
-    family = model.family
-    if family is None:
-        return True
-    return "negative_prompt" not in family.lacks and (family.guidance != "built-in" or true_cfg_scale > 1)
-
-
-_DEFAULTS = {f: getattr(GenerationRequest(prompt=""), f) for f in GenerationRequest.__struct_fields__}
-
-
-def check_size(model: Model, width: int | None, height: int | None) -> None:
-    """Refuse a width or height, in pixels, that the model can't draw; None is what it decides itself."""
-    for side, pixels in (("width", width), ("height", height)):
-        if pixels is not None and pixels % model.multiple:
-            below = pixels // model.multiple * model.multiple
-            nearest_are = f"the nearest are {below} and {below + model.multiple}"
-            raise _about(
-                side,
-                f"{model.name} can't draw a {side} of {pixels}: it is no multiple of {model.multiple}",
-                nearest_are if below else f"the smallest is {model.multiple}",
-            )
-
-
-def check_clip_skip(model: Model, clip_skip: int) -> None:
-    """Refuse to leave out more layers than the model's text encoder has to spare."""
-    layers = model.encoder_layers
-    if layers is not None and clip_skip >= layers:
-        raise _about(
-            "clip_skip", f"{model.name}'s text encoder has {layers} layers", f"--clip-skip is at most {layers - 1}"
-        )
 
 
 def count_parameters(model: Model) -> int:

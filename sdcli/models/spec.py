@@ -13,6 +13,7 @@ from sdcli.errors import BadInput
 from sdcli.models.families import Family
 from sdcli.models.known import ALIASES, DEFAULT
 from sdcli.options import meta
+from sdcli.places import config_folder
 
 WHICH = "Which weights"
 
@@ -42,6 +43,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         bool,
         meta("Load it, and say what it flags.", "--safety-checker", panel=WHICH),
     ] = False
+    adapter_dir: Annotated[str | None, meta("Folder of adapters: where their names are looked for.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,12 @@ class Model(Weights):
     scheduler: dict[str, Any] | None = None
     encoder_layers: int | None = None
     vae: Weights | None = None
+    adapter_dir: Path | None = None
+
+    @property
+    def adapter_folders(self) -> tuple[Path, ...]:
+        """Where adapters are looked for that are named without a folder: the one that is set, or the user's, and here."""
+        return (self.adapter_dir or config_folder() / "adapters", Path())
 
     @property
     def shown_name(self) -> str:

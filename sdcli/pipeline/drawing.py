@@ -6,16 +6,23 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from sdcli import models, schedulers
-from sdcli.device import Decision
+from sdcli.device import GIB, Decision
 from sdcli.errors import OutOfMemory, SdcliError, UsageError
 from sdcli.models import Model
+from sdcli.pipeline import upscaling
+from sdcli.pipeline.adapters import Adapters
+from sdcli.pipeline.conditions import Conditions, conditions
+from sdcli.pipeline.encoding import Encoder
 from sdcli.pipeline.machine import backend, out_of_memory, versions
 from sdcli.pipeline.passes import Listener, way
-from sdcli.pipeline.requests import resolve, seed_of, seeded, shape
-from sdcli.prompts import tokens
+from sdcli.pipeline.requests import check_prompt, pinned, pinned_picture, resolve, seed_of, seeded, shape
+from sdcli.prompts import syntax, tokens
 from sdcli.record import (
     GeneratedImage,
     ModelRecord,
@@ -36,6 +43,28 @@ Say = Callable[[str], None]
 
 def quiet(_: str) -> None:
     """Say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A picture of a pass, what was fallen back to for it, and the plan as it was then."""
+
+    image: Any
+    fallbacks: tuple[str, ...]
+    plan: PlanRecord
+
+
+def _read(text: str, reader: tokens.Reader, how: syntax.How, steps: int) -> TokenRecord:
+    """Return how a prompt is read; of one whose words change, as in its first step."""
+    read = reader.read(syntax.texts(text, how.syntax, steps)[0], syntax=how.syntax, long=how.long)
+    chunks = tokens.chunk_count(text, reader, how.syntax, steps, how.long)
+    return TokenRecord(used=read.used, chunks=chunks, cut=read.cut)
+
+
+def _told(adapter: dict[str, Any]) -> dict[str, Any]:
+    """Return an adapter as records keep it: its picture by name and content."""
+    image = adapter["image"]
+    return adapter | {"image": msgspec.to_builtins(pinned_picture(image) if isinstance(image, str) else image)}
 
 
 class Pipeline:
@@ -60,7 +89,11 @@ class Pipeline:
         self.offload: str = decision.offload
         self.pack_limit: int | None = None
         self.own_scheduler = pipe.scheduler
+        self.encoder = Encoder(pipe, model) if self.family.weighs else None
         self.way = way(pipe, self)
+        self.adapters = Adapters(pipe, model, model.adapter_folders, say)
+        self.adapted: tuple[dict[str, Any], ...] = ()
+        self.decoding = 0.0
         pipe.set_progress_bar_config(disable=True)
         if self.slicing != "off":
             self._slice_attention(self.slicing)
@@ -104,7 +137,11 @@ class Pipeline:
         while start < len(resolved):
             end = start + 1
             limit = min(batch_size, self.pack_limit or batch_size, 1 if self.family.alone else batch_size)
-            while end < len(resolved) and end - start < limit and shape(resolved[end]) == shape(resolved[start]):
+            while (
+                end < len(resolved)
+                and end - start < limit
+                and shape(resolved[end], self.model) == shape(resolved[start], self.model)
+            ):
                 end += 1
             try:
                 yield from self._draw(resolved[start:end], templates[start:end], tags[start:end], limit, listener)
@@ -150,7 +187,7 @@ class Pipeline:
 
     def id_of(self, request: GenerationRequest) -> str:
         """Return the id that a request with its seed has as a job on this model."""
-        return job_id(resolve(request, self.model), self.model_record)
+        return job_id(pinned(resolve(request, self.model), self.model, self.say), self.model_record)
 
     def _draw(
         self,
@@ -165,49 +202,96 @@ class Pipeline:
 
         first, began = pack[0], time.monotonic()
         models.check(first, self.model)
+        for request in pack:
+            check_prompt(request, self.model)
         filled = [*pack, *[pack[-1]] * (size - len(pack))]
-        scheduler, scheduler_record = self._scheduler(filled)
-        self.pipe.scheduler = scheduler
+        given = conditions(first, size)
+        self._adapt(first)
+        scheduler_record = self._scheduler(filled)[1]
         with torch.no_grad(), warnings.catch_warnings():
             # torchsde tells of how far past a step's end rounding takes it.
             warnings.filterwarnings("ignore", module="torchsde")
-            denoised = self.way.denoise(filled, listener)[: len(pack)]
-            backend(self.decision.device).synchronize()
-            drawn = time.monotonic() - self.way.decoding
-            # What a picture's decoding fell back to holds for it and those after it, and not for those before.
-            images, fallbacks, plans = [], [], []
-            for image, noted in self.way.images(denoised):
-                images.append(image)
-                fallbacks.append((*self.fallbacks, *noted))
-                plans.append(self._plan(size))
+            made = [*self._pass(filled, len(pack), given, listener)]
+            if first.hires is not None:
+                made = [*self._pass_over(filled, made, given, listener)]
+            images = [one.image for one in made]
             flags = self._flag(images)
             if self.offload != "none":
                 # Decoding brought the autoencoder back after the pass had sent all away.
                 self.pipe.maybe_free_model_hooks()
-        decoded = time.monotonic()
+            if first.upscale is not None:
+                images = [upscaling.enlarge(image, first.upscale, device=self.decision.device) for image in images]
+        ended = time.monotonic()
         seconds = SecondsRecord(
-            load=round(self.seconds_to_load, 3), draw=round(drawn - began, 3), decode=round(decoded - drawn, 3)
+            load=round(self.seconds_to_load, 3),
+            draw=round(ended - began - self.decoding, 3),
+            decode=round(self.decoding, 3),
         )
         results = []
-        for request, image, fallen, plan, flagged, template, own_tags in zip(
-            pack, images, fallbacks, plans, flags, templates, tags, strict=True
+        for request, image, one, flagged, template, own_tags in zip(
+            pack, images, made, flags, templates, tags, strict=True
         ):
-            counted = self._count(request.prompt)
+            fallen, plan, request = one.fallbacks, one.plan, pinned(request, self.model, self.say)
+            counted, negative = self._count(request)
             record = Record(
                 id=job_id(request, self.model_record), request=request, template=template, tags=own_tags,
-                model=self.model_record, plan=plan, versions=versions(), tokens=counted, scheduler=scheduler_record,
+                model=msgspec.structs.replace(self.model_record, adapters=self.adapted), plan=plan, versions=versions(),
+                tokens=counted, scheduler=scheduler_record,
                 flagged=flagged, fallbacks=fallen, seconds=seconds, pixels=pixels_of(image),
             )  # fmt: skip
             results.append(
-                GeneratedImage(image=image, record=record, warnings=self._warnings(counted, request, flagged))
+                GeneratedImage(image=image, record=record, warnings=self._warnings(counted, negative, request, flagged))
             )
         return results
 
-    def _warnings(self, counted: TokenRecord, request: GenerationRequest, flagged: bool | None) -> tuple[str, ...]:
+    def _adapt(self, request: GenerationRequest) -> None:
+        """Put a request's adapters on, and take all others off."""
+        before = self.adapters.encoding
+        self.adapted = tuple(_told(adapter) for adapter in self.adapters.apply(request))
+        if self.encoder is not None and self.adapters.encoding != before:
+            self.encoder.forget()
+
+    def _pass(
+        self, filled: Sequence[GenerationRequest], wanted: int, given: Conditions, listener: Listener | None
+    ) -> Iterator[_Made]:
+        """Yield the first `wanted` pictures of one pass."""
+        self.decoding = 0.0
+        if given.sources and given.strength == 0:
+            # Nothing may change: the networks have no part in it (and diffusers fails without a step).
+            for source in given.sources[:wanted]:
+                yield _Made(image=source, fallbacks=(*self.fallbacks,), plan=self._plan(len(filled)))
+            return
+        self._tile_by_need(filled[0])
+        self.pipe.scheduler = self._scheduler(filled)[0]
+        denoised = self.way.denoise(filled, given, listener)[:wanted]
+        backend(self.decision.device).synchronize()
+        began = time.monotonic() - self.way.decoding
+        # What a picture's decoding fell back to holds for it and those after it, and not for those before.
+        for index, (image, noted) in enumerate(self.way.images(denoised)):
+            image = given.kept(image, index)
+            yield _Made(image=image, fallbacks=(*self.fallbacks, *noted), plan=self._plan(len(filled)))
+        self.decoding += time.monotonic() - began
+
+    def _pass_over(
+        self, filled: Sequence[GenerationRequest], made: Sequence[_Made], given: Conditions, listener: Listener | None
+    ) -> Iterator[_Made]:
+        """Yield pictures that are drawn over, enlarged."""
+        size = models.enlarged(filled[0], self.model)
+        request = [msgspec.structs.replace(r, width=size[0], height=size[1]) for r in filled]
+        drawn = [one.image for one in made]
+        over = given.over([*drawn, *[drawn[-1]] * (len(filled) - len(drawn))], filled[0], size)
+        decoding = self.decoding
+        for before, one in zip(made, self._pass(request, len(made), over, listener), strict=True):
+            noted = tuple(n for n in before.fallbacks if n not in one.fallbacks)
+            yield replace(one, fallbacks=(*one.fallbacks, *noted))
+        self.decoding += decoding
+
+    def _warnings(
+        self, counted: TokenRecord, negative: TokenRecord, request: GenerationRequest, flagged: bool | None
+    ) -> tuple[str, ...]:
         found, guided = [], self.way.guided(request)
         if counted.cut:
             found.append(f'the prompt is longer than {counted.used} tokens; this was cut off: "{counted.cut}"')
-        negative = self._count(request.negative_prompt)
         for field in ("negative_prompt", "guidance_rescale"):
             if getattr(request, field) and not guided:
                 found.append(f"{field} has no effect without guidance (a guidance scale over {self.family.unguided:g})")
@@ -219,11 +303,19 @@ class Pipeline:
             found.append("the safety checker flags this picture")
         return tuple(found)
 
-    def _count(self, prompt: str) -> TokenRecord:
-        """Return how much of a prompt is read, by the tokenizer that reads most of it."""
-        there = ((getattr(self.pipe, name, None), most) for name, most in self.family.readers)
-        reader, most = next((tokenizer, most) for tokenizer, most in there if tokenizer is not None)
-        return tokens.count(prompt, reader, most)
+    def _count(self, request: GenerationRequest) -> tuple[TokenRecord, TokenRecord]:
+        """Return how much of the prompt and the negative prompt is read, by the tokenizer that reads most of it."""
+        how, steps = syntax.how(request, self.family), request.num_inference_steps
+        both = request.prompt, request.negative_prompt
+        if self.encoder is None:
+            there = ((getattr(self.pipe, name, None), most) for name, most in self.family.readers)
+            tokenizer, most = next((one, most) for one, most in there if one is not None)
+            found = [tokens.count(text, tokenizer, most) for text in both]
+        else:
+            found = [_read(text, self.encoder.reader, how, steps) for text in both]
+        chunks = max(one.chunks for one in found)
+        prompt, negative = (msgspec.structs.replace(one, chunks=chunks, syntax=how.syntax) for one in found)
+        return prompt, negative
 
     @property
     def _autoencoder(self) -> Any:
@@ -323,10 +415,29 @@ class Pipeline:
                 f"{self.model.name}'s attention can't be cut into slices of {how} heads: it has fewer", "use on, or max"
             ) from None
 
-    def tile(self) -> None:
+    def tile(self, why: str = "out of memory") -> None:
         self.tiling = True
         self._autoencoder.enable_tiling()
-        self._note("vae-tiling", "out of memory; decoding in tiles", "vae_tiling")
+        self._note("vae-tiling", f"{why}; decoding in tiles", "vae_tiling")
+
+    def _tile_by_need(self, request: GenerationRequest) -> None:
+        """Decode in tiles what would not fit: on a CPU nothing says so before another process is killed for it.
+
+        At the picture's full size the decoder's last block holds its own input, twice as wide, and three layers more.
+        """
+        if self.tiling or not self.family.tiles or self.decision.device != "cpu":
+            return
+        import psutil
+
+        assert request.width is not None and request.height is not None
+        vae = self._autoencoder
+        channels = (getattr(vae.config, "block_out_channels", None) or [128])[0]
+        need = request.width * request.height * 5 * channels * vae.dtype.itemsize
+        room = psutil.virtual_memory().available
+        if need > room:
+            self.tile(
+                f"decoding {request.width}x{request.height} at once takes {need / GIB:.1f} GiB, {room / GIB:.1f} are free"
+            )
 
     def _offload(self, how: str) -> None:
         self.pipe.remove_all_hooks()

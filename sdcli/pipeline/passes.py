@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdcli import models, schedulers
+from sdcli import schedulers
 from sdcli.errors import NotFinite
+from sdcli.models import Family
+from sdcli.pipeline.conditions import Conditions
 from sdcli.pipeline.machine import backend, out_of_memory
 from sdcli.pipeline.requests import seed_of
+from sdcli.pipeline.wording import Words
 from sdcli.request import GenerationRequest
 
 if TYPE_CHECKING:
     from sdcli.pipeline.drawing import Pipeline
 
-# What embeddings of prompts that may come again are kept: some 280 texts of SD 1.5 in fp16.
-ENCODED_BYTES = 32 * 2**20
 NOT_FINITE = "try --dtype fp32 or --dtype bf16, --attention-slicing off, or another --vae"
 
 
@@ -50,7 +51,7 @@ class Way(Protocol):
     def guided(self, request: GenerationRequest) -> bool:
         """Whether a second pass, or the negative prompt, has an effect."""
 
-    def denoise(self, pack: Sequence[GenerationRequest], listener: Listener | None) -> Any:
+    def denoise(self, pack: Sequence[GenerationRequest], given: Conditions, listener: Listener | None) -> Any:
         """Return what `images` makes pictures of, one for each of the pack."""
 
     def images(self, denoised: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
@@ -62,9 +63,58 @@ class Way(Protocol):
 
 def way(pipe: Any, owner: Pipeline) -> Way:
     """Return how a pipeline of diffusers is drawn with."""
-    assert owner.model.family is not None
-    name = owner.model.family.class_name
+    name = owner.family.class_name
     return StableDiffusion(pipe, owner) if name == "StableDiffusionPipeline" else Whole(pipe, owner)
+
+
+def _started(pipe: Any, given: Conditions, family: Family, controlnets: Sequence[Any]) -> Any:
+    """Return diffusers' pipeline that draws from what is given, of the same networks.
+
+    It is made of them, and not by `from_pipe`, which casts them to fp32.
+    """
+    if not given.start:
+        return pipe
+    import diffusers
+
+    kind = getattr(diffusers, family.starts[given.start])
+    takes = inspect.signature(kind.__init__).parameters
+    parts = {name: part for name, part in pipe.components.items() if name in takes}
+    if controlnets:
+        parts["controlnet"] = controlnets[0] if len(controlnets) == 1 else list(controlnets)
+    for name in ("requires_safety_checker", "requires_aesthetics_score", "add_watermarker"):
+        if name in takes:
+            parts[name] = False
+    started = kind(**parts)
+    started.set_progress_bar_config(disable=True)
+    return started
+
+
+def slerp(share: float, start: Any, end: Any) -> Any:
+    """Return the noise that lies `share` of the way from one to another on the sphere that both lie on, nearly.
+
+    Shoemake, Animating rotation with quaternion curves (1985); noise on the straight line between would be too weak.
+    """
+    import torch
+
+    if share in (0, 1):
+        return end if share else start
+    a, b = start.flatten().double(), end.flatten().double()
+    angle = torch.arccos((torch.dot(a, b) / (a.norm() * b.norm())).clamp(-1, 1))
+    if angle.sin() < 1e-6:
+        return torch.lerp(start, end, share)
+    weights = torch.sin((1 - share) * angle) / angle.sin(), torch.sin(share * angle) / angle.sin()
+    return (weights[0] * start + weights[1] * end).to(start.dtype)
+
+
+def _noise(request: GenerationRequest, generator: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return a picture's starting noise: that of its seed, or on the way to another's."""
+    import torch
+
+    noise = torch.randn(shape, generator=generator, dtype=dtype)
+    if (to := request.variation) is None:
+        return noise
+    other = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(to.seed), dtype=dtype)
+    return slerp(to.strength, noise, other)
 
 
 def _generators(pack: Sequence[GenerationRequest]) -> list[Any]:
@@ -72,6 +122,12 @@ def _generators(pack: Sequence[GenerationRequest]) -> list[Any]:
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed_of(r)) for r in pack]
+
+
+def _taken(pipe: Any, **given: Any) -> dict[str, Any]:
+    """Return those of the arguments that a pipeline takes: diffusers' pipelines for the same networks differ in them."""
+    takes = inspect.signature(pipe.__call__).parameters
+    return {name: value for name, value in given.items() if name in takes}
 
 
 class _Counting:
@@ -99,56 +155,59 @@ class StableDiffusion:
 
     def __init__(self, pipe: Any, owner: Pipeline) -> None:
         self.pipe, self.owner = pipe, owner
+        assert owner.encoder is not None
+        self.encoder = owner.encoder
         self.decoding = 0.0
-        self._encoded: dict[tuple[str, int], Any] = {}
-        self._encoded_bytes = 0
 
     def guided(self, request: GenerationRequest) -> bool:
         return request.guidance_scale > 1 and self.pipe.unet.config.time_cond_proj_dim is None
 
-    def denoise(self, pack: Sequence[GenerationRequest], listener: Listener | None) -> Any:
+    def denoise(self, pack: Sequence[GenerationRequest], given: Conditions, listener: Listener | None) -> Any:
         """Return the latents (pack, channels, height / 8, width / 8) without noise."""
         import torch
 
-        first, pipe = pack[0], self.pipe
+        first = pack[0]
+        pipe = _started(self.pipe, given, self.owner.family, self.owner.adapters.controlnets(first))
         assert first.width is not None and first.height is not None
-        factor = pipe.vae_scale_factor
         generators = _generators(pack)
-        shape = (1, pipe.unet.config.in_channels, first.height // factor, first.width // factor)
-        # Drawn in fp32, whatever the networks compute in.
-        noise = torch.cat([torch.randn(shape, generator=g, dtype=torch.float32) for g in generators])
+        if given.sources:
+            start = {}  # The pipelines that start from a picture put noise on it themselves.
+        else:
+            factor = pipe.vae_scale_factor
+            shape = (1, pipe.unet.config.in_channels, first.height // factor, first.width // factor)
+            # Drawn in fp32, whatever the networks compute in.
+            noise = [_noise(r, g, shape, torch.float32) for r, g in zip(pack, generators, strict=True)]
+            start = {"latents": torch.cat(noise).to(pipe.unet.dtype)}
 
         def heard(_: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
             if listener is not None:
                 of = pipe.num_timesteps
                 listener(Step(number=index + 1, of=of, timestep=float(timestep), latents=state["latents"]))
-            return state
+            return state | words.after(index, pipe.num_timesteps)
 
-        embeds = torch.cat([self._encode(r.prompt, r.clip_skip) for r in pack])
-        negative = None
-        if self.guided(first):
-            negative = torch.cat([self._encode(r.negative_prompt, r.clip_skip) for r in pack])
+        words = Words(self.encoder, pack, guided=self.guided(first), steps=given.steps(first))
         return pipe(
-            prompt_embeds=embeds,
-            negative_prompt_embeds=negative,
-            latents=noise.to(pipe.unet.dtype),
             generator=generators,
             num_inference_steps=first.num_inference_steps,
             guidance_scale=first.guidance_scale,
-            guidance_rescale=first.guidance_rescale,
             eta=first.eta or 0.0,
-            height=first.height,
-            width=first.width,
             output_type="latent",
-            callback_on_step_end=heard if listener is not None else None,
+            callback_on_step_end=heard if listener is not None or words.change else None,
+            callback_on_step_end_tensor_inputs=["latents", *words.told],
+            **words.arguments(),
+            **start,
+            **given.arguments(first, pipe.vae_scale_factor),
+            **_taken(pipe, height=first.height, width=first.width, guidance_rescale=first.guidance_rescale),
         ).images
 
     def images(self, denoised: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
         # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it.
-        for latent in denoised:
-            yield self._decode(latent[None])
+        # As slices: a latent's strides decide which kernel takes it, and with it the last bit.
+        for at in range(len(denoised)):
+            yield self._decode(denoised[at : at + 1])
 
     def trial(self, request: GenerationRequest, size: int) -> int:
+        import msgspec
         import torch
 
         unet, factor = self.pipe.unet, self.pipe.vae_scale_factor
@@ -156,50 +215,13 @@ class StableDiffusion:
         rows = size * (2 if request.guidance_scale > 1 else 1)
         with _Counting(unet) as counting:
             device, dtype = self.pipe._execution_device, unet.dtype
-            words = self._encode("", request.clip_skip).expand(rows, -1, -1)
+            empty = msgspec.structs.replace(request, prompt="")
+            words = Words(self.encoder, [empty], guided=False, steps=1).prompts[0].at(1)[0].expand(rows, -1, -1)
             side = (request.height // factor, request.width // factor)
             latents = torch.zeros((rows, unet.config.in_channels, *side), dtype=dtype, device=device)
             unet(latents, 1, encoder_hidden_states=words)
             backend(self.owner.decision.device).synchronize()
         return counting.given
-
-    def _encode(self, text: str, clip_skip: int) -> Any:
-        """Return a text's embedding (1, tokens, width).
-
-        diffusers' own clip skip asks transformers' CLIP for a `text_model` that it no longer has
-        (huggingface/diffusers#14124); with none skipped this is bit for bit what diffusers does.
-        """
-        if (text, clip_skip) not in self._encoded:
-            pipe = self.pipe
-            encoder = pipe.text_encoder
-            models.check_clip_skip(self.owner.model, clip_skip)
-            ids = pipe.tokenizer(
-                text,
-                padding="max_length",
-                max_length=pipe.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            mask = ids.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-            device = pipe._execution_device
-            found = encoder(
-                ids.input_ids.to(device),
-                attention_mask=mask.to(device) if mask is not None else None,
-                output_hidden_states=clip_skip > 0,
-            )
-            if clip_skip:
-                norm = getattr(encoder, "text_model", encoder).final_layer_norm
-                hidden = norm(found.hidden_states[-(clip_skip + 1)])
-            else:
-                hidden = found[0]
-            self._encoded[text, clip_skip] = hidden.to(dtype=encoder.dtype, device=device)
-            self._encoded_bytes += hidden.nbytes
-            while self._encoded_bytes > ENCODED_BYTES and len(self._encoded) > 2:
-                self._encoded_bytes -= self._encoded.pop(next(iter(self._encoded))).nbytes
-        else:
-            # The one that was used last goes last, so that a negative prompt which all rows share never does.
-            self._encoded[text, clip_skip] = self._encoded.pop((text, clip_skip))
-        return self._encoded[text, clip_skip]
 
     def _decode(self, latent: Any) -> tuple[Any, tuple[str, ...]]:
         """Return the picture (Pillow, RGB) of one latent (1, channels, height, width), and its own fall-backs.
@@ -238,9 +260,7 @@ class Whole:
 
     def __init__(self, pipe: Any, owner: Pipeline) -> None:
         self.pipe, self.owner = pipe, owner
-        assert owner.model.family is not None
-        self.family = owner.model.family
-        self.takes = inspect.signature(pipe.__call__).parameters
+        self.family = owner.family
         self.decoding = 0.0
         self._time_decoding(getattr(pipe, self.family.autoencoder))
 
@@ -263,17 +283,29 @@ class Whole:
             return request.true_cfg_scale > 1
         return request.guidance_scale > self.family.unguided and self.owner.model.guided
 
-    def denoise(self, pack: Sequence[GenerationRequest], listener: Listener | None) -> Any:
+    def denoise(self, pack: Sequence[GenerationRequest], given: Conditions, listener: Listener | None) -> Any:
         """Return the pictures (pack, height, width, 3) as numbers from 0 to 1."""
         self.decoding = 0.0
         with warnings.catch_warnings():
             # diffusers tells of names of its own that its own pipelines still use.
             warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-            return self.pipe(**self._arguments(pack), **self._hearing(listener)).images
+            pipe = _started(self.pipe, given, self.family, self.owner.adapters.controlnets(pack[0]))
+            arguments = self._arguments(pipe, pack) | given.arguments(pack[0], getattr(pipe, "vae_scale_factor", 8))
+            words = None
+            if self.owner.encoder is not None:
+                words = Words(self.owner.encoder, pack, guided=self.guided(pack[0]), steps=given.steps(pack[0]))
+                for name in ("prompt", "negative_prompt", "clip_skip"):
+                    arguments.pop(name, None)
+                arguments |= words.arguments()
+            return pipe(**arguments, **self._hearing(pipe, listener, words)).images
 
-    def _arguments(self, pack: Sequence[GenerationRequest]) -> dict[str, Any]:
+    def _arguments(self, pipe: Any, pack: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Return what the pipeline is called with; what it does not take was refused, or is at its default."""
+        import torch
+
         first, guided = pack[0], self.guided(pack[0])
+        assert first.width is not None and first.height is not None
+        generators = _generators(pack)
         given: dict[str, Any] = {
             "prompt": [r.prompt for r in pack],
             "num_inference_steps": first.num_inference_steps,
@@ -284,7 +316,7 @@ class Whole:
             "eta": first.eta or 0.0,
             "height": first.height,
             "width": first.width,
-            "generator": _generators(pack),
+            "generator": generators,
             "output_type": "np",
             # The size and the words that were asked for, and no others that would be near.
             "use_resolution_binning": False,
@@ -298,28 +330,35 @@ class Whole:
         elif guided and (any(negative) or self.family.guidance == "built-in"):
             # Some models want none to be told apart from an empty one.
             given["negative_prompt"] = negative
-        given = {k: v for k, v in given.items() if k in self.takes and v is not None}
-        if "intermediate_timesteps" in self.takes and first.num_inference_steps != 2:
-            given["intermediate_timesteps"] = None  # its default is for two steps
+        if first.variation is not None:
+            network, factor = getattr(pipe, self.family.denoiser), pipe.vae_scale_factor
+            shape = (1, network.config.in_channels, first.height // factor, first.width // factor)
+            noise = [_noise(r, g, shape, network.dtype) for r, g in zip(pack, generators, strict=True)]
+            given["latents"] = torch.cat(noise)
+        given = _taken(pipe, **{k: v for k, v in given.items() if v is not None})
+        if first.num_inference_steps != 2:
+            given |= _taken(pipe, intermediate_timesteps=None)  # its default is for two steps
         return given
 
-    def _hearing(self, listener: Listener | None) -> dict[str, Any]:
-        if listener is None:
+    def _hearing(self, pipe: Any, listener: Listener | None, words: Words | None) -> dict[str, Any]:
+        told_too = words.told if words is not None else []
+        if listener is None and not told_too:
             return {}
         told = 0
 
         def hear(timestep: Any, latents: Any) -> None:
             nonlocal told
             told += 1
-            of = getattr(self.pipe, "num_timesteps", None) or len(self.pipe.scheduler.timesteps)
-            listener(Step(number=told, of=of, timestep=float(timestep), latents=latents))
+            of = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
+            if listener is not None:
+                listener(Step(number=told, of=of, timestep=float(timestep), latents=latents))
 
-        def at_end(_: Any, __: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        def at_end(_: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
             hear(timestep, state["latents"])
-            return state
+            return state | (words.after(index, pipe.num_timesteps) if words is not None else {})
 
-        if "callback_on_step_end" in self.takes:
-            return {"callback_on_step_end": at_end}
+        if found := _taken(pipe, callback_on_step_end=at_end):
+            return found | _taken(pipe, callback_on_step_end_tensor_inputs=["latents", *told_too])
         # The older way, PixArt's.
         return {"callback": lambda _, timestep, latents: hear(timestep, latents), "callback_steps": 1}
 
@@ -340,6 +379,6 @@ class Whole:
         self.pipe.scheduler = schedulers.renew(self.owner.own_scheduler)
         with _Counting(getattr(self.pipe, self.family.denoiser)) as counting, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.denoise([few] * size, None)
+            self.denoise([few] * size, Conditions(), None)
             backend(self.owner.decision.device).synchronize()
         return counting.given

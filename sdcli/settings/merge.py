@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
@@ -170,7 +170,7 @@ def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
     # A path is bytes to the system, and may be no UTF-8.
-    path = option.field in ("output", "model", "model_config", "vae", "wildcards", "sign")
+    path = option.field in ("output", "model", "model_config", "vae", "wildcards", "sign", "init_image", "mask", "adapter_dir")
     if isinstance(value, str) and not path and not is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field in JSON:
@@ -180,6 +180,8 @@ def convert(name: str, value: Any, origin: str) -> Any:
         except ValueError:
             kind, example = JSON[option.field]
             raise UsageError(f"{origin}: {name} is a JSON {kind}, not {value!r}", f"for example {example}") from None
+    if option.read is not None:
+        value = _read(option, option.read, value, origin)
     try:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
@@ -194,6 +196,22 @@ def convert(name: str, value: Any, origin: str) -> Any:
             reason = option.help.rstrip(".")
         close = nearest(str(value), map(str, choices))
         raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{close}", hint) from None
+
+
+def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -> Any:
+    """Return what text, or a list with text in it, means to a field that is a record or a list of them; JSON is taken too."""
+    try:
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            value = json.loads(value)
+        if not option.many:
+            return read(value) if isinstance(value, str) else value
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return [read(one) if isinstance(one, str) else one for one in values]
+    except ValueError as error:
+        reason = "it is no JSON" if isinstance(error, json.JSONDecodeError) else error
+        raise UsageError(
+            f"{origin}: {option.field} can't be {value!r}: {reason}", f"{option.field}: {option.help}"
+        ) from None
 
 
 def is_unicode(text: str) -> bool:
