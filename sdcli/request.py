@@ -72,7 +72,8 @@ class Hires(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What enlarges the finished picture: `lanczos`, or a file of an upscaler's weights (records: its name and SHA-256).
+    """What enlarges the finished picture: `lanczos`, or a Swin2SR model: a folder, its weights' file or a hub id (records: its
+    name and SHA-256).
 
     `factor` is how many times larger; None is the upscaler's own.
     """
@@ -276,7 +277,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     upscale: Annotated[
         Upscale | None,
         meta(
-            "Enlarge it: lanczos:2, or a model's file.", "--upscale", panel=AFTER, metavar="FILE[:N]", read=read_upscale
+            "Enlarge it: lanczos:2, or a Swin2SR model.", "--upscale", panel=AFTER, metavar="NAME[:N]", read=read_upscale
         ),
     ] = None
 

@@ -49,7 +49,7 @@ def plain(kind: str) -> Any:
 
     kind_ = getattr(diffusers, kind)
     found = kind_.from_pretrained(
-        demo_folder(), dtype=torch.float32, safety_checker=None, requires_safety_checker=False, **parts
+        demo_folder(), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     found.set_progress_bar_config(disable=True)
     for part in found.components.values():

@@ -94,9 +94,11 @@ def _download(wanted: Weights, choose: Callable[[Sequence[str]], list[str]], say
         _check_room(wanted, size)
         say(f"downloading {repo} ({in_bytes(size)}) into the hub's cache")
         # One by its name and not by the commit, so that the cache learns what the name means: the next run asks nobody.
-        first = hf_hub_download(repo, next(f for f in files if "/" not in f), revision=wanted.revision)
-        commit = Path(first).parent.name
-        _sweep(Path(first).parents[2] / "blobs")
+        one = min(files, key=lambda f: f.count("/"))
+        first = Path(hf_hub_download(repo, one, revision=wanted.revision))
+        snapshot = first.parents[one.count("/")]
+        commit = snapshot.name
+        _sweep(snapshot.parents[1] / "blobs")
         # The rest by the commit, which may not change meanwhile.
         folder = Path(snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(f) for f in files]))
         if not all((folder / f).exists() for f in files):

@@ -15,7 +15,7 @@ from sdcli.models import adapters as files
 from sdcli.models.adapters import Found, Kind, in_force
 from sdcli.models.hub import Say
 from sdcli.models.weights import check_weights, read_header
-from sdcli.pipeline.machine import out_of_memory
+from sdcli.pipeline.machine import align, out_of_memory
 from sdcli.request import Adapter, GenerationRequest
 
 FIELDS: tuple[Kind, ...] = ("embedding", "lora", "ip_adapter", "controlnet")
@@ -247,7 +247,7 @@ class Adapters:
         )  # fmt: skip
         if missing := sorted(told["missing_keys"]):
             raise BadInput(f"{folder} lacks weights ({len(missing)}; the first is {missing[0]})", "fetch it again")
-        _align(encoder)
+        align(encoder)
         return encoder.to(self.pipe._execution_device).eval()
 
     def _take_ip_off(self) -> None:
@@ -290,7 +290,7 @@ class Adapters:
             raise BadInput(
                 f"{found.name} lacks weights ({len(missing)}; the first is {missing[0]})", "fetch the file again"
             )
-        _align(net)
+        align(net)
         return net.to(self.pipe._execution_device).eval()
 
 
@@ -317,12 +317,6 @@ def _path(found: Found) -> str:
 def _words(token: str, count: int) -> list[str]:
     """Return what diffusers calls the vectors of an embedding in the tokenizer."""
     return [token, *(f"{token}_{i}" for i in range(1, count))]
-
-
-def _align(component: Any) -> None:
-    from sdcli.pipeline.loading import _align
-
-    _align(component)
 
 
 def _control_config(unet: Any, folder: str) -> None:

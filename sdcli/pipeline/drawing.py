@@ -203,7 +203,7 @@ class Pipeline:
         first, began = pack[0], time.monotonic()
         models.check(first, self.model)
         for request in pack:
-            check_prompt(request, self.model)
+            self._check_prompt(request)
         filled = [*pack, *[pack[-1]] * (size - len(pack))]
         given = conditions(first, size)
         self._adapt(first)
@@ -244,12 +244,27 @@ class Pipeline:
             )
         return results
 
+    def _check_prompt(self, request: GenerationRequest) -> None:
+        """Refuse prompts that can't be read as asked for, by the tokenizer that is loaded."""
+        check_prompt(request, self.model)
+        if request.long_prompt == "error" and self.encoder is None:
+            for counted in self._count(request):
+                tokens.refuse_cut(counted.cut, counted.used)
+
     def _adapt(self, request: GenerationRequest) -> None:
         """Put a request's adapters on, and take all others off."""
-        before = self.adapters.encoding
-        self.adapted = tuple(_told(adapter) for adapter in self.adapters.apply(request))
-        if self.encoder is not None and self.adapters.encoding != before:
-            self.encoder.forget()
+        before, moved = self.adapters.encoding, self.offload != "none" and self.adapters.changes(request)
+        if moved:
+            # What is offloaded has hooks on its parts, which are other parts afterwards.
+            self.pipe.remove_all_hooks()
+            self.pipe.to("cpu")
+        try:
+            self.adapted = tuple(_told(adapter) for adapter in self.adapters.apply(request))
+        finally:
+            if self.encoder is not None and self.adapters.encoding != before:
+                self.encoder.forget()
+            if moved:
+                self._offload(self.offload)
 
     def _pass(
         self, filled: Sequence[GenerationRequest], wanted: int, given: Conditions, listener: Listener | None
@@ -367,10 +382,10 @@ class Pipeline:
         if pack_size > 1:
             self.pack_limit = max(1, pack_size // 2)
             self._note(f"batch-size-{self.pack_limit}", f"out of memory; drawing {self.pack_limit} at a time")
-        elif self.family.slices and self.slicing == "off":
+        elif self._slices and self.slicing == "off":
             self._slice_attention("on")
             self._note("attention-slicing", "out of memory; slicing attention", "attention_slicing")
-        elif self.family.slices and self.slicing != "max":
+        elif self._slices and self.slicing != "max":
             self._slice_attention("max")
             text = "out of memory; slicing attention as finely as it goes"
             self._note("attention-slicing-max", text, "attention_slicing")
@@ -378,6 +393,11 @@ class Pipeline:
             self.tile()
         else:
             self._fall_back_to_offload(error)
+
+    @property
+    def _slices(self) -> bool:
+        """Whether attention can be sliced, as the model is now."""
+        return self.family.slices and self.adapters.sliceable
 
     def _fall_back_to_offload(self, error: BaseException) -> None:
         """Offload more than now, or raise OutOfMemory."""

@@ -14,11 +14,9 @@ from sdcli.device import DevicePlan, decide
 from sdcli.errors import BadInput, OutOfMemory, SdcliError
 from sdcli.models import Model, ModelSpec, Weights
 from sdcli.pipeline.drawing import Pipeline, Say, quiet
-from sdcli.pipeline.machine import import_libraries, out_of_memory, probe
+from sdcli.pipeline.machine import align, import_libraries, out_of_memory, probe
 from sdcli.pipeline.requests import identity
 
-# Bytes: what PyTorch's allocation on a CPU is aligned to.
-ALIGNMENT = 64
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -107,21 +105,8 @@ def _load_pipe(model: Model, checker: bool, dtype: Any) -> Any:
             _check_whole(model, part, [name for name, p in component.named_parameters() if p.is_meta])
             # A text encoder out of a single file would be left in training, and drop out what it reads.
             component.eval()
-            _align(component)
+            align(component)
     return pipe
-
-
-def _align(component: Any) -> None:
-    """Move weights to where PyTorch's own allocation would have put them.
-
-    Out of a file that is mapped into memory they lie at any address, and the CPU's kernels take other ways then: the same
-    weights would draw other bits out of a folder than out of a single file.
-    """
-    import torch
-
-    for tensor in (*component.parameters(), *component.buffers()):
-        if type(tensor.data) is torch.Tensor and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
 
 
 def _load_encoders(model: Model, dtype: Any) -> dict[str, Any]:

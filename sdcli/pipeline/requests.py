@@ -135,8 +135,14 @@ def check_files(request: GenerationRequest, model: Model) -> None:
             adapters.check(kind, adapters.find(kind, one, model.adapter_folders), model)
     if request.controlnet:
         pictures.check_control(request.control_preprocess or "none")
+    if isinstance(request.mask, str):
+        pictures.check_mask(pictures.mask_of(pictures.open_picture(request.mask), request.invert_mask))
     if request.upscale is not None:
-        upscaling.check(request.upscale)
+        drawn = resolve(request, model)
+        size = (drawn.width, drawn.height) if drawn.width and drawn.height else None
+        if size is not None and drawn.hires is not None:
+            size = models.enlarged(drawn, model)
+        upscaling.check(request.upscale, size)
 
 
 def _check_picture(value: str | File | None, flag: str) -> None:

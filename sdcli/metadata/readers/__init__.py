@@ -11,7 +11,8 @@ import json
 import math
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,7 +25,7 @@ from sdcli import schedulers
 from sdcli.errors import BadInput, UsageError
 from sdcli.metadata import xmp
 from sdcli.record import Record
-from sdcli.request import GenerationRequest
+from sdcli.request import MOST_ADAPTERS, GenerationRequest
 
 Texts = Mapping[str, str]
 
@@ -37,6 +38,10 @@ MOST_DEPTH = 200
 MOST_XMP = 2**18
 # A longer text is no sampler's name.
 LONGEST_NAME = 100
+LONGEST_FILE = 200
+SUFFIX = ".safetensors"
+# Files of these can run code when they are read, and are never drawn with.
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 class Unreadable(BadInput):
@@ -109,6 +114,33 @@ class Saying:
         except ValueError:
             self.unmapped[name] = value
 
+    def take_parts(self, field: str, value: Mapping[str, object], said: Mapping[str, object]) -> None:
+        """Take a field that is made of several things which the picture says; name those where the field can't hold them."""
+        try:
+            self.request[field] = typed(field, value)
+        except ValueError:
+            self.name(said)
+
+    def take_loras(self, said: Iterable[tuple[object, object, object]], name: str) -> None:
+        """Take LoRAs: of each its name, its scale (None: it is not one number for all parts) and how the picture says it.
+
+        One whose name is no bare name of a file, or that the picture names twice, is named instead under `name`.
+        """
+        listed = [(_file_name(lora), scale, how) for lora, scale, how in said]
+        counted = Counter(lora for lora, _, _ in listed)
+        taken: list[Any] = []
+        others = []
+        for lora, scale, how in listed:
+            try:
+                if lora is None or counted[lora] > 1 or len(taken) == MOST_ADAPTERS:
+                    raise ValueError(how)
+                taken += typed("lora", [{"name": lora, "scale": scale}])
+            except ValueError:
+                others.append(how)
+        if taken:
+            self.request["lora"] = taken
+        self.name({name: others})
+
     def take_size(self, value: object, name: str) -> None:
         """Take a size as in `512x768`."""
         match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", value) if isinstance(value, str) else None
@@ -167,12 +199,42 @@ def typed(field: str, value: object) -> Any:
         raise ValueError(value)
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(value)
-    made = msgspec.convert(value, _hints()[field], strict=False)
-    if made is None or (isinstance(made, float) and not math.isfinite(made)) or (field == "seed" and made < 0):
+    if isinstance(value, Mapping) and "null" in value.values():
         raise ValueError(value)
+    made = _plain(msgspec.convert(value, _hints()[field], strict=False))
+    if made is None:
+        raise ValueError(value)
+    if (field == "seed" and made < 0) or (field == "variation" and made["seed"] < 0):
+        raise ValueError(value)
+    return made
+
+
+def _plain(made: Any) -> Any:
+    """Return a value as JSON has it, records without what they leave to others. Raises ValueError for what JSON can't hold."""
+    if isinstance(made, msgspec.Struct):
+        values = {f: getattr(made, f) for f in made.__struct_fields__}
+        return {f: _plain(v) for f, v in values.items() if v is not None}
+    if isinstance(made, tuple):
+        return [_plain(v) for v in made]
+    if isinstance(made, float) and not math.isfinite(made):
+        raise ValueError(made)
     if isinstance(made, str):
         made.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair out of JSON.
     return made
+
+
+def _file_name(name: object) -> str | None:
+    """Return the name of a LoRA as it is looked for in the folder of adapters, None for what is a path, an id or no name."""
+    if not isinstance(name, str):
+        return None
+    name = name.strip()
+    while name.lower().endswith(SUFFIX):
+        name = name[: -len(SUFFIX)]
+    # What could be a path, and what a tag could not hold.
+    if name.lower().endswith(PICKLES):
+        return None
+    bare = len(name) <= LONGEST_FILE and re.fullmatch(r"[^./\\~:<>\0\r\n][^/\\:<>\0\r\n]*", name)
+    return name if bare else None
 
 
 def scheduler(sampler: object, spacing: object = None, *, diffusers: bool = False) -> str | None:

@@ -6,6 +6,7 @@ others made are read where their inputs have the same names.
 
 The graph is followed from the picture's end: from the nodes that save to the nearest sampler, from it to its texts, its
 size and its model. Where several samplers are equally near, what they do not agree on is named and not chosen between.
+A LoRA is taken where it works on the model and on the encoders of all texts, with the same strength.
 Left unmapped: `stop_at_clip_layer`, which counts from another layer for SDXL than for SD 1, and nothing in the graph
 says which of them the model is; what several conditionings are weighted by; `guidance` of distilled models.
 """
@@ -209,10 +210,12 @@ def _sampler(graph: Graph, id: str) -> tuple[Saying, dict[str, Any]]:
         _take(graph, saying, "seed", inputs.pop(key, None), key)
     _take(graph, saying, "num_inference_steps", inputs.pop("steps", None), "steps")
     _take(graph, saying, "guidance_scale", inputs.pop("cfg", None), "cfg")
+    # Of each text's encoder, the nodes that it comes through.
+    clips: list[set[str]] = []
     for side, field in (("positive", "prompt"), ("negative", "negative_prompt")):
-        _take_texts(graph, saying, inputs.pop(side, None), side, field)
+        _take_texts(graph, saying, inputs.pop(side, None), side, field, clips)
     _take_size(graph, saying, inputs.pop("latent_image", None))
-    model = _model(graph, saying, inputs.pop("model", None))
+    model = _model(graph, saying, inputs.pop("model", None), clips)
     if inputs.get("denoise") == 1:
         del inputs["denoise"]
     saying.name({k: v for k, v in inputs.items() if isinstance(v, str | int | float) and k != "control_after_generate"})
@@ -253,7 +256,7 @@ def _take_sampling(graph: Graph, saying: Saying, inputs: dict[str, Any]) -> None
         saying.name({"sampler_name": names["sampler_name"]})
 
 
-def _take_texts(graph: Graph, saying: Saying, value: object, side: str, field: str) -> None:
+def _take_texts(graph: Graph, saying: Saying, value: object, side: str, field: str, clips: list[set[str]]) -> None:
     """Take the texts of a conditioning, each on lines of its own; what joins or changes it on the way is named."""
     texts: list[str] = []
     passed: list[str] = []
@@ -276,7 +279,7 @@ def _take_texts(graph: Graph, saying: Saying, value: object, side: str, field: s
         if encoded and not ups:
             texts += _encoded(graph, saying, side, encoded)
             saying.name({"guidance": inputs.get("guidance")})
-            _name_clip(graph, saying, inputs.get("clip"))
+            clips.append(_follow_clip(graph, saying, inputs.get("clip")))
             continue
         if len(inputs) > 1:
             passed.append(kind)
@@ -291,14 +294,16 @@ def _take_texts(graph: Graph, saying: Saying, value: object, side: str, field: s
     saying.name({f"{side} conditioning": [k for k in dict.fromkeys(passed) if k != "FluxGuidance"][:MOST_NAMED]})
 
 
-def _name_clip(graph: Graph, saying: Saying, value: object) -> None:
-    """Name the layer at which the nodes between a text's encoder and its loader let CLIP end."""
-    seen = set()
+def _follow_clip(graph: Graph, saying: Saying, value: object) -> set[str]:
+    """Return the nodes between a text and its encoder's loader; name the layer at which they let CLIP end."""
+    seen: set[str] = set()
     while (link := graph.link(value)) and link[0] not in seen:
         seen.add(link[0])
         inputs = graph.visit(link[0])
         saying.name({"stop_at_clip_layer": inputs.get("stop_at_clip_layer")})
-        value = inputs.get("clip")
+        reroute = len(inputs) == 1 and "clip" not in inputs
+        value = next(iter(inputs.values())) if reroute else inputs.get("clip")
+    return seen
 
 
 def _conditionings(graph: Graph, id: str, side: str, slot: int) -> list[Link]:
@@ -351,12 +356,15 @@ def _take_size(graph: Graph, saying: Saying, value: object) -> None:
         value = next((inputs[k] for k in LATENTS if k in inputs), reroute and next(iter(inputs.values())))
 
 
-def _model(graph: Graph, saying: Saying, value: object) -> dict[str, Any]:
-    """Walk to the loader; LoRAs and whatever else changes the model on the way are named."""
-    loras: list[dict[str, Any]] = []
+def _model(graph: Graph, saying: Saying, value: object, clips: list[set[str]]) -> dict[str, Any]:
+    """Walk to the loader, and take the LoRAs on the way; whatever else changes the model is named.
+
+    `clips` are the nodes that each text's encoder comes through.
+    """
+    loras: list[tuple[object, object, object]] = []
     patches: list[str] = []
     name: object = None
-    seen = set()
+    seen: set[str] = set()
     while (link := graph.link(value)) and link[0] not in seen:
         id = link[0]
         seen.add(id)
@@ -364,16 +372,35 @@ def _model(graph: Graph, saying: Saying, value: object) -> dict[str, Any]:
         name = next((graph.follow(inputs[k]) for k in LOADED if k in inputs), None)
         if name is not None:
             break
-        if "lora_name" in inputs:
-            loras.append({k: v for k, v in inputs.items() if k == "lora_name" or k.startswith("strength")})
-        # rgthree's loader of several.
-        of_many = [v for k, v in inputs.items() if k.startswith("lora_") and isinstance(v, dict) and v.get("on", True)]
-        loras += of_many
-        if "lora_name" not in inputs and not of_many and len(inputs) > 1:
+        found = list(_loras(graph, inputs))
+        whole = bool(clips) and all(id in clip for clip in clips)
+        loras += [(lora, scale if whole else None, how) for lora, scale, how in found]
+        if not found and len(inputs) > 1:
             patches.append(graph.kind(id))
         value = inputs.get("model", next(iter(inputs.values())) if len(inputs) == 1 else None)
-    saying.name({"loras": loras[:MOST_NAMED], "model patches": list(dict.fromkeys(patches))[:MOST_NAMED]})
+    for id in sorted(set().union(*clips) - seen):
+        loras += [(lora, None, how) for lora, _, how in _loras(graph, graph.inputs(id))]
+    saying.take_loras(loras[:MOST_NAMED], "loras")
+    saying.name({"model patches": list(dict.fromkeys(patches))[:MOST_NAMED]})
     return {"name": name if isinstance(name, str) else None, "hash": None}
+
+
+def _loras(graph: Graph, inputs: Inputs) -> Iterator[tuple[object, object, object]]:
+    """Yield the LoRAs of a node: name, strength (None: of the model and of the encoder not the same), and what it says."""
+    if "lora_name" in inputs:
+        how = {k: v for k, v in inputs.items() if k == "lora_name" or k.startswith("strength")}
+        # A loader for the model alone has neither strength for the encoder nor the encoder.
+        model, clip = (graph.follow(inputs.get(k)) for k in ("strength_model", "strength_clip"))
+        yield graph.follow(inputs["lora_name"]), _number(model) if model == clip else None, how
+    # rgthree's loader of several.
+    for key, said in inputs.items():
+        if key.startswith("lora_") and isinstance(said, dict) and said.get("on", True):
+            model, clip = said.get("strength"), said.get("strengthTwo")
+            yield said.get("lora"), _number(model) if clip is None or clip == model else None, said
+
+
+def _number(value: object) -> object:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _scalars(inputs: Inputs) -> dict[str, Any]:

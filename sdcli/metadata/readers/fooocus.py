@@ -4,7 +4,8 @@ PNG `parameters` and `fooocus_scheme`; JPEG and WebP: EXIF `UserComment`, the sc
 Source: lllyasviel/Fooocus, modules/meta_parser.py (both schemes), modules/async_worker.py (which fields there are),
 modules/private_logger.py (where they go), modules/flags.py. Fooocus itself runs `eval` on three of these values; here
 they are matched as text. The prompt is the one that was typed (its own `Raw prompt`), since the styles that were
-applied to it are encoded part by part; what came of them is named in `unmapped`.
+applied to it are encoded part by part; what came of them is named in `unmapped`. LoRAs of the prompt stand in its list of
+them too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ def read(texts: Texts) -> Said | None:
 
 def _json(values: dict[str, Any]) -> Said:
     saying = Saying("fooocus")
+    loras = values.pop("loras", None)
+    listed = [_lora(one) for one in loras] if isinstance(loras, list) else []
+    if isinstance(values.get("prompt"), str):
+        values["prompt"], listed = _without_networks(saying, values["prompt"], listed)
+    saying.take_loras(listed, "loras")
+    saying.name({} if isinstance(loras, list) else {"loras": loras})
     for key, field in (
         ("prompt", "prompt"), ("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale"), ("seed", "seed"),
     ):  # fmt: skip
@@ -57,9 +64,12 @@ def _infotext(prompt: str, negative: str, details: dict[str, str]) -> Said:
     raw, raw_negative = details.pop("Raw prompt", None), details.pop("Raw negative prompt", None)
     names = {"Sampler": details.pop("Sampler", None), "Scheduler": details.pop("Scheduler", None)}
     skip = details.pop("Clip skip", None)
-    typed = prompt if raw is None else raw, negative if raw_negative is None else raw_negative
-    said = a1111.said("fooocus", *typed, details)
     saying = Saying("fooocus")
+    weights = details.pop("Lora weights", None)
+    listed = [_weighed(one) for one in weights.split(", ")] if weights else []
+    typed, listed = _without_networks(saying, prompt if raw is None else raw, listed)
+    said = a1111.said("fooocus", typed, negative if raw_negative is None else raw_negative, details)
+    saying.take_loras(listed, "Lora weights")
     if raw is not None and raw != prompt:
         saying.name({"full_prompt": prompt})
     if raw_negative is not None and raw_negative != negative:
@@ -72,6 +82,30 @@ def _infotext(prompt: str, negative: str, details: dict[str, str]) -> Said:
     said.request.update(saying.request)
     said.unmapped.update(saying.unmapped)
     return said
+
+
+Lora = tuple[object, object, object]
+
+
+def _lora(one: object) -> Lora:
+    """A file's name without its ending, the weight, and the hash."""
+    match one:
+        case [name, weight, *_]:
+            return name, weight, one
+    return None, None, one
+
+
+def _weighed(text: str) -> Lora:
+    name, _, weight = text.rpartition(": ")
+    return name, weight, text
+
+
+def _without_networks(saying: Saying, prompt: str, listed: list[Lora]) -> tuple[str, list[Lora]]:
+    """Return a prompt without its LoRAs, and the list of LoRAs with those that it lacks."""
+    rest, loras, networks = a1111.without_networks(prompt)
+    saying.name({"networks": networks})
+    names = {name for name, _, _ in listed if isinstance(name, str)}
+    return rest, [*listed, *(lora for lora in loras if lora[0] not in names)]
 
 
 def _clip_skip(saying: Saying, value: object, name: str) -> None:

@@ -4,6 +4,7 @@ Source: invoke-ai/InvokeAI, invokeai/app/invocations/metadata.py (`CoreMetadataI
 invokeai/app/services/image_files/image_files_disk.py, invokeai/backend/stable_diffusion/schedulers/schedulers.py
 (`SCHEDULER_MAP`: its schedulers are diffusers'), invokeai/backend/image_util/pngwriter.py; of 2.x ldm/invoke/args.py
 (`dream_prompt_str`, `metadata_dumps`) and ldm/invoke/conditioning.py (a negative prompt stands in brackets in the prompt).
+Its prompts are in compel's syntax (invokeai/app/invocations/compel.py; 2.3 is the first with that library).
 The spacing of a sampler `k_...` of 2.x is not in the picture (it depended on the version and on a setting), so it stays
 unmapped.
 """
@@ -24,6 +25,9 @@ CLOSING_QUOTE = re.compile(r'"(?=\s+--?[A-Za-z]|\s*$)')
 FIRST_SWITCH = re.compile(r"(?<=\s)-[sSWHC] ?[0-9]")
 # A switch of several letters has its values behind a blank, one of a single letter may have it at once.
 SWITCH = re.compile(r"--?[A-Za-z]")
+# What compel or A1111 reads otherwise than as words: brackets, weights, and what joins prompts.
+SYNTAX = re.compile(r"""[()\[\]\\+]|(?<=[\w"'])-(?!\w)|\b(?:AND|BREAK)\b""")
+COMPEL = re.compile(r"v?2\.3(?:\.|$)")
 LONGEST = 2**20
 LETTERS = {"s": "num_inference_steps", "S": "seed", "W": "width", "H": "height", "C": "guidance_scale"}
 
@@ -47,6 +51,10 @@ def _current(values: dict[str, Any]) -> Said:
     name, mode = values.pop("scheduler", None), values.get("generation_mode")
     flow = isinstance(mode, str) and not MODES.fullmatch(mode)
     saying.take_scheduler(None if flow else scheduler(name, diffusers=True), {"scheduler": name})
+    if not flow:
+        _take_syntax(saying)
+    loras = values.pop("loras", None)
+    _take_loras(saying, loras) if isinstance(loras, list) else saying.name({"loras": loras})
     model = values.pop("model", None)
     if not isinstance(model, dict):
         saying.name({"model": model})
@@ -78,6 +86,8 @@ def _legacy(values: dict[str, Any]) -> Said:
     ):  # fmt: skip
         saying.take(field, image.pop(key, None), key)
     _take_sampler(saying, image.pop("sampler", None))
+    if COMPEL.match(str(values.get("app_version"))):
+        _take_syntax(saying)
     model = {"name": values.pop("model_weights", None), "hash": values.pop("model_hash", None)}
     saying.name({**values, **image})
     return saying.said(model)
@@ -120,6 +130,24 @@ def _take_prompt(saying: Saying, prompt: str) -> None:
         prompt = re.sub(" +", " ", NEGATIVE.sub(" ", prompt))
     saying.take("prompt", prompt.strip(), "prompt")
     saying.take("negative_prompt", negative.strip() or None, "negative_prompt")
+
+
+def _take_syntax(saying: Saying) -> None:
+    """Say that the prompts are compel's, where that makes a difference."""
+    if any(SYNTAX.search(saying.request.get(field, "")) for field in ("prompt", "negative_prompt")):
+        saying.take("prompt_syntax", "compel", "prompt_syntax")
+
+
+def _take_loras(saying: Saying, loras: list[Any]) -> None:
+    """Since 4.0 a LoRA is `model` with `name`, before that `lora` with `model_name`; it has one weight for all parts."""
+    found: list[tuple[object, object, object]] = []
+    for one in loras:
+        match one:
+            case {"model": {"name": name}, "weight": weight} | {"lora": {"model_name": name}, "weight": weight}:
+                found.append((name, weight, one))
+            case _:
+                found.append((None, None, one))
+    saying.take_loras(found, "loras")
 
 
 def _take_sampler(saying: Saying, sampler: object) -> None:

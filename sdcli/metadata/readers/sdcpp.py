@@ -64,10 +64,26 @@ def _json(text: str) -> Said | None:
     clip_skip = said.pop("clip_skip", None)
     if clip_skip != -1:  # -1: the model's own.
         saying.take_clip_skip(clip_skip, "clip_skip")
+    _take_loras(saying, said.pop("loras", None))
     # Which of the two holds the network depends on how it was loaded.
     model = {"name": models.pop("model", None) or models.pop("diffusion_model", None), "hash": None}
     saying.name({**said, "sampling": sampling, "guidance": guidance, "models": models, "prompt": prompt})
     return saying.said(model)
+
+
+def _take_loras(saying: Saying, loras: object) -> None:
+    """They are taken out of the prompt that is written here; one for high noise works in a part of the steps only."""
+    if not isinstance(loras, list):
+        saying.name({"loras": loras})
+        return
+    found: list[tuple[object, object, object]] = []
+    for one in loras:
+        match one:
+            case {"name": name, "multiplier": scale} if not one.get("is_high_noise"):
+                found.append((name, scale, one))
+            case _:
+                found.append((None, None, one))
+    saying.take_loras(found, "loras")
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
