@@ -123,11 +123,12 @@ PLAIN = (
     "Model hash: c0d1994c73, Model: sd15, Clip skip: 2, Version: v1.10.1"
 )
 PLAIN_REQUEST = {
-    "prompt": "a lighthouse at dusk, <lora:sea:0.8>", "negative_prompt": "fog", "num_inference_steps": 20,
+    "prompt": "a lighthouse at dusk,", "negative_prompt": "fog", "num_inference_steps": 20,
     "scheduler": "dpm++2m-karras", "guidance_scale": 7.0, "seed": 965400086, "width": 512, "height": 768, "clip_skip": 1,
+    "lora": [{"name": "sea", "scale": 0.8}],
 }  # fmt: skip
 PLAIN_MODEL = {"name": "sd15", "hash": "c0d1994c73"}
-PLAIN_REST = {"lora": [{"name": "sea", "weight": "0.8"}], "Version": "v1.10.1"}
+PLAIN_REST = {"Version": "v1.10.1"}
 
 
 def a1111(name: str, text: str, request: Mapping[str, Any], **more: Any) -> Sample:
@@ -196,6 +197,81 @@ def a1111_samples() -> list[Sample]:
         a1111(
             "a1111-eta", f"a cat\nSteps: 20, Sampler: DDIM, Schedule type: Automatic, {tail}, Eta DDIM: 0.5",
             {**base, "scheduler": "ddim", "eta": 0.5},
+        ),
+        # LoRAs by name; one weight for the U-Net and another for the encoder, paths, and one twice are not drawn.
+        a1111(
+            "a1111-networks",
+            "<lora:ink>a cat <lora:line art.safetensors:0.5:0.5>, <lora:sea:te=-1:unet=-1> asleep <lora:x:1:0.5>\n"
+            "on a mat <lora:../y:1><lora:z:1> <lora:z:0.5> <hypernet:h:1> <lora:w:1:dyn=8> <lora:v:much>\n"
+            f"Steps: 20, Sampler: Euler, {tail}, Lora hashes: \"ink: 0123456789ab\"",
+            {
+                **base, "prompt": "a cat, asleep\non a mat", "scheduler": "euler",
+                "lora": [{"name": "ink", "scale": 1.0}, {"name": "line art", "scale": 0.5}, {"name": "sea", "scale": -1.0}],
+            },
+            unmapped={
+                "lora": [
+                    {"name": "x", "weight": "1:0.5"}, {"name": "../y", "weight": "1"}, {"name": "z", "weight": "1"},
+                    {"name": "z", "weight": "0.5"}, {"name": "w", "weight": "1:dyn=8"}, {"name": "v", "weight": "much"},
+                ],
+                "networks": ["<hypernet:h:1>"], "Lora hashes": "ink: 0123456789ab",
+            },
+        ),
+        a1111(
+            "a1111-variation",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Variation seed: 77, Variation seed strength: 0.25",
+            {**base, "scheduler": "euler", "variation": {"seed": 77, "strength": 0.25}},
+        ),
+        a1111(
+            "a1111-no-variation",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Variation seed: -1, Variation seed strength: 0.25",
+            {**base, "scheduler": "euler"}, unmapped={"Variation seed": "-1", "Variation seed strength": "0.25"},
+        ),
+        # A second pass is drawn where it is enlarged by Lanczos; A1111 takes as many steps again, or as many as it says.
+        a1111(
+            "a1111-hires",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Denoising strength: 0.6, Hires upscale: 1.5, Hires upscaler: Lanczos",
+            {**base, "scheduler": "euler", "hires": {"factor": 1.5, "strength": 0.6}}, unmapped={"Hires steps": "20"},
+        ),
+        a1111(
+            "a1111-hires-steps",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Denoising strength: 0.6, Hires upscale: 2, Hires steps: 12, "
+            "Hires upscaler: Lanczos, Hires CFG Scale: 5",
+            {**base, "scheduler": "euler", "hires": {"factor": 2.0, "strength": 0.6}}, unmapped={"Hires CFG Scale": "5"},
+        ),
+        a1111(
+            "a1111-hires-other",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Denoising strength: 0.6, Hires upscale: 2, Hires steps: 12, "
+            "Hires upscaler: R-ESRGAN 4x+",
+            {**base, "scheduler": "euler"},
+            unmapped={
+                "Denoising strength": "0.6", "Hires upscale": "2", "Hires steps": "12", "Hires upscaler": "R-ESRGAN 4x+",
+            },
+        ),
+        a1111(
+            "a1111-hires-absurd",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Denoising strength: 0, Hires upscale: 2, Hires upscaler: Lanczos",
+            {**base, "scheduler": "euler"},
+            unmapped={"Denoising strength": "0", "Hires upscale": "2", "Hires upscaler": "Lanczos"},
+        ),
+        # From a picture, which the text does not name.
+        a1111(
+            "a1111-picture-to-picture",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Denoising strength: 0.75, Mask blur: 4", {**base, "scheduler": "euler"},
+            unmapped={"Denoising strength": "0.75", "Mask blur": "4"},
+        ),
+        a1111(
+            "a1111-upscale",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Postprocess upscale by: 2, Postprocess upscaler: Lanczos",
+            {**base, "scheduler": "euler", "upscale": {"name": "lanczos", "factor": 2.0}},
+        ),
+        a1111(
+            "a1111-upscale-other",
+            f"a cat\nSteps: 20, Sampler: Euler, {tail}, Postprocess upscale by: 2, Postprocess upscaler: Lanczos, "
+            "Postprocess upscaler 2: R-ESRGAN 4x+",
+            {**base, "scheduler": "euler"},
+            unmapped={
+                "Postprocess upscale by": "2", "Postprocess upscaler": "Lanczos", "Postprocess upscaler 2": "R-ESRGAN 4x+",
+            },
         ),
         # What sdcli has not, or has of another order or spacing only.
         a1111(
@@ -386,6 +462,15 @@ def comfy_samples() -> list[Sample]:
         ),
         n21=node("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2, model=["20", 0]),
     )
+    both = {
+        "n20": node("LoraLoader", lora_name="sea.safetensors", strength_model=0.8, strength_clip=0.8, model=["4", 0],
+                    clip=["4", 1]),
+        "n21": node("Power Lora Loader (rgthree)", lora_1={"on": True, "lora": "ink.safetensors", "strength": 0.5},
+                    lora_2={"on": False, "lora": "off.safetensors", "strength": 1},
+                    lora_3={"on": True, "lora": "sub/x.safetensors", "strength": 1}, model=["20", 0], clip=["20", 1]),
+        "n22": node("LoraLoaderModelOnly", lora_name="lcm.safetensors", strength_model=1, model=["21", 0]),
+        "n3": {"model": ["22", 0]}, "n6": {"clip": ["21", 1]}, "n7": {"clip": ["21", 1]},
+    }  # fmt: skip
     webp = {"prompt": json.dumps(DEFAULT), "workflow": json.dumps({"nodes": []})}
     return [
         comfy("", DEFAULT, DEFAULT_REQUEST),
@@ -493,6 +578,34 @@ def comfy_samples() -> list[Sample]:
                 "model patches": ["FreeU_V2"],
             },
         ),
+        # Taken where the model and the encoders of both texts come through it, with one strength.
+        comfy(
+            "-loras", changed(**both),
+            {**DEFAULT_REQUEST, "lora": [{"name": "ink", "scale": 0.5}, {"name": "sea", "scale": 0.8}]},
+            unmapped={
+                "loras": [
+                    {"lora_name": "lcm.safetensors", "strength_model": 1},
+                    {"on": True, "lora": "sub/x.safetensors", "strength": 1},
+                ],
+            },
+        ),
+        comfy(
+            "-lora-of-one-text", changed(**{**both, "n7": {"clip": ["20", 1]}}),
+            {**DEFAULT_REQUEST, "lora": [{"name": "sea", "scale": 0.8}]},
+            unmapped={
+                "loras": [
+                    {"lora_name": "lcm.safetensors", "strength_model": 1},
+                    {"on": True, "lora": "ink.safetensors", "strength": 0.5},
+                    {"on": True, "lora": "sub/x.safetensors", "strength": 1},
+                ],
+            },
+        ),
+        comfy(
+            "-lora-of-the-texts",
+            changed(**{**both, "n3": {"model": ["4", 0]}, "n6": {"clip": ["20", 1]}, "n7": {"clip": ["20", 1]}}),
+            DEFAULT_REQUEST,
+            unmapped={"loras": [{"lora_name": "sea.safetensors", "strength_model": 0.8, "strength_clip": 0.8}]},
+        ),
         comfy(
             "-picture-to-picture",
             changed(n3={"latent_image": ["20", 0], "denoise": 0.87}, n20=node("VAEEncode", pixels=["21", 0], vae=["4", 2]),
@@ -582,6 +695,14 @@ def invoke_samples() -> list[Sample]:
         "scheduler": "unipc", "model": {"model_name": "xl", "base_model": "sdxl", "model_type": "main"},
         "positive_style_prompt": "",
     }  # fmt: skip
+    compel = {
+        **third, "positive_prompt": "a ball++ (in the sun)1.2", "init_image": "x.png", "strength": 0.6,
+        "generation_mode": "sdxl_img2img",
+        "loras": [
+            {"lora": {"model_name": "ink", "base_model": "sdxl"}, "weight": 0.5},
+            {"lora": {"model_name": "a/b", "base_model": "sdxl"}, "weight": 1}, "what",
+        ],
+    }  # fmt: skip
     flow = {
         "generation_mode": "flux_txt2img", "positive_prompt": "a fox", "seed": 1, "steps": 4, "scheduler": "euler",
         "guidance": 3.5, "model": {"name": "flux", "hash": None, "base": "flux"},
@@ -619,13 +740,13 @@ def invoke_samples() -> list[Sample]:
             {
                 "prompt": "a barn owl", "negative_prompt": "blurry", "width": 512, "height": 768, "seed": 2210118364,
                 "guidance_scale": 7.5, "guidance_rescale": 0.3, "num_inference_steps": 30, "scheduler": "dpm++2m-karras",
-                "clip_skip": 1,
+                "clip_skip": 1, "lora": [{"name": "ink", "scale": 0.75}],
             },
             model={
                 "name": "sd15", "hash": "blake3:0123456789abcdef", "key": "4b6b2c43", "base": "sd-1", "type": "main",
             },
             unmapped={
-                "generation_mode": "txt2img", "rand_device": "cpu", "seamless_x": False, "loras": current["loras"],
+                "generation_mode": "txt2img", "rand_device": "cpu", "seamless_x": False,
                 "app_version": "5.0.0",
             },
         ),
@@ -637,6 +758,20 @@ def invoke_samples() -> list[Sample]:
             },
             model={"name": "xl", "hash": None, "base_model": "sdxl", "model_type": "main"},
             unmapped={"generation_mode": "sdxl_txt2img", "rand_device": "cpu"},
+        ),
+        # Its prompts are compel's.
+        sample(
+            "-compel", {"invokeai_metadata": json.dumps(compel)},
+            {
+                "prompt": "a ball++ (in the sun)1.2", "width": 1024, "height": 1024, "seed": 3293022630, "guidance_scale": 8.0,
+                "guidance_rescale": 0.0, "num_inference_steps": 35, "scheduler": "unipc", "prompt_syntax": "compel",
+                "lora": [{"name": "ink", "scale": 0.5}],
+            },
+            model={"name": "xl", "hash": None, "base_model": "sdxl", "model_type": "main"},
+            unmapped={
+                "generation_mode": "sdxl_img2img", "rand_device": "cpu", "init_image": "x.png", "strength": 0.6,
+                "loras": compel["loras"][1:],
+            },
         ),
         # Euler's method by flow matching is another thing.
         sample(
@@ -686,11 +821,12 @@ def fooocus_samples() -> list[Sample]:
     request = {
         "prompt": "a goldfish", "negative_prompt": "fog", "seed": 8010345178389164812, "num_inference_steps": 30,
         "guidance_scale": 4.0, "scheduler": "dpm++2m-sde-karras", "width": 896, "height": 1152, "clip_skip": 0,
+        "lora": [{"name": "offset_0.1", "scale": 0.1}],
     }  # fmt: skip
     model = {"name": "juggernautXL_v8", "hash": "aeb7e9e689"}
     taken = (
         "base_model", "base_model_hash", "clip_skip", "guidance_scale", "negative_prompt", "prompt", "resolution", "sampler",
-        "scheduler", "seed", "steps", "prompt_expansion",
+        "scheduler", "seed", "steps", "prompt_expansion", "loras",
     )  # fmt: skip
     rest = {k: v for k, v in values.items() if k not in taken}
     # As `eval` would have it.
@@ -700,7 +836,7 @@ def fooocus_samples() -> list[Sample]:
         "Steps: 30, Sampler: DPM++ 2M SDE Karras, Seed: 8010345178389164812, Size: 896x1152, CFG scale: 4, Sharpness: 2, "
         'ADM Guidance: "(1.5, 0.8, 0.3)", Model: juggernautXL_v8, Model hash: aeb7e9e689, Performance: Speed, '
         "Scheduler: karras, VAE: Default (model), Raw prompt: a goldfish, Raw negative prompt: fog, Clip skip: 2, "
-        'Lora hashes: "offset_0.1: 4852686128", Version: Fooocus v2.5.5'
+        'Lora hashes: "offset_0.1: 4852686128", Lora weights: "offset_0.1: 0.1", Version: Fooocus v2.5.5'
     )
     rest_of_text = {
         "full_prompt": "cinematic still a goldfish . moody", "full_negative_prompt": "fog, worst quality", "Sharpness": "2",
@@ -720,6 +856,15 @@ def fooocus_samples() -> list[Sample]:
         sample("", "png", lambda: png({"parameters": written, "fooocus_scheme": "fooocus"}), unmapped=rest),
         sample("-jpg", "jpg", lambda: saved(PICTURE, "JPEG", exif=exif(written, "fooocus")), unmapped=rest),
         sample("-webp", "webp", lambda: saved(PICTURE, "WEBP", exif=exif(written, "fooocus")), unmapped=rest),
+        # What the prompt names stands in the list as well.
+        sample(
+            "-lora-in-prompt", "png",
+            lambda: png({
+                "parameters": json.dumps({**values, "prompt": "a goldfish <lora:offset_0.1:0.1> <lora:old:0.3>"}),
+                "fooocus_scheme": "fooocus",
+            }),
+            request={**request, "lora": [{"name": "offset_0.1", "scale": 0.1}, {"name": "old", "scale": 0.3}]}, unmapped=rest,
+        ),
         sample(
             "-eval", "png", lambda: png({"parameters": json.dumps(attack), "fooocus_scheme": "fooocus"}),
             request={k: v for k, v in request.items() if k not in ("width", "height", "scheduler", "clip_skip")},
@@ -869,7 +1014,10 @@ def sdcpp_samples() -> list[Sample]:
             "method": "dpm++2m", "scheduler": "karras", "custom_sigmas": [],
         },
         "models": {"model": "sd15.safetensors", "vae": "ae.safetensors"}, "clip_skip": -1, "strength": 0.75, "rng": "cuda",
-        "loras": [{"name": "sea", "multiplier": 0.8, "is_high_noise": False}],
+        "loras": [
+            {"name": "sea", "multiplier": 0.8, "is_high_noise": False},
+            {"name": "wan", "multiplier": 1, "is_high_noise": True},
+        ],
     }  # fmt: skip
     text = (
         "ein Kätzchen, SDCPP: {<lora:sea:0.8>\nNegative prompt: fog\nSteps: 20, CFG scale: 7.000000, Guidance: 3.500000, "
@@ -880,11 +1028,12 @@ def sdcpp_samples() -> list[Sample]:
     request = {
         "prompt": "ein Kätzchen, SDCPP: {", "negative_prompt": "fog", "seed": 42, "width": 512, "height": 768,
         "num_inference_steps": 20, "guidance_scale": 7.0, "scheduler": "dpm++2m-karras",
+        "lora": [{"name": "sea", "scale": 0.8}],
     }  # fmt: skip
     model = {"name": "sd15.safetensors", "hash": None}
     rest = {
         "schema": said["schema"], "mode": "img_gen", "generator": said["generator"], "strength": 0.75, "rng": "cuda",
-        "loras": said["loras"],
+        "loras": said["loras"][1:],
         "sampling": {
             "eta": None, "shifted_timestep": 0, "flow_shift": None, "extra_sample_args": "", "custom_sigmas": [],
         },
@@ -915,9 +1064,9 @@ def sdcpp_samples() -> list[Sample]:
         Sample(
             name="sdcpp-old", ending="png",
             make=lambda: png_chunks(chunk(b"tEXt", b"parameters\0" + f"{text}, Clip skip: 2".encode())),
-            request={**request, "prompt": "ein Kätzchen, SDCPP: {<lora:sea:0.8>", "clip_skip": 1},
+            request={**request, "clip_skip": 1},
             unmapped={
-                "lora": [{"name": "sea", "weight": "0.8"}], "Guidance": "3.500000", "Eta": "inf", "RNG": "cuda",
+                "Guidance": "3.500000", "Eta": "inf", "RNG": "cuda",
                 "VAE": "ae.safetensors", "Version": "stable-diffusion.cpp",
             },
             **more,

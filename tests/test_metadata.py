@@ -20,11 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from sdcli import metadata
+from sdcli import metadata, prompts
 from sdcli.errors import BadInput, InputMissing, UsageError
-from sdcli.metadata import ours, xmp
+from sdcli.metadata import ours, readers, xmp
 from sdcli.metadata.infotext import infotext
+from sdcli.metadata.readers import a1111
 from sdcli.record import (
     SCHEMA,
     ModelRecord,
@@ -36,7 +38,7 @@ from sdcli.record import (
     TokenRecord,
     pixels_of,
 )
-from sdcli.request import GenerationRequest
+from sdcli.request import File, GenerationRequest, Hires, Upscale, Variation
 from tests.conftest import Outcome, Sdcli
 
 PICTURE = Image.linear_gradient("L").resize((24, 16)).convert("RGB")
@@ -194,6 +196,162 @@ def test_eta_is_written_where_a1111_has_it() -> None:
     assert "Eta DDIM: 0.5" in infotext(record(eta=0.5))
     euler = SchedulerRecord(name="euler", class_name="EulerDiscreteScheduler", sampler="Euler", schedule_type=None)
     assert "Eta" not in infotext(record(eta=0.5, scheduler=euler))
+
+
+# What is drawn besides a prompt, and read again
+
+WORDS = st.lists(
+    st.sampled_from([
+        "(", ")", "[", "]", "\\", "\\(", ":", ":1.3", "|", "<", ">", "<lora:x:1>", "<lora:", "a", "b", " ", "\n", "BREAK", "AND",
+        "AND ", " BREAK ", "0.5", "++", '"', "{", "}", ",", "AANDD", "_AND_", "Ä",
+    ]),
+    max_size=14,
+).map("".join)  # fmt: skip
+
+
+def read_again(made: Record) -> readers.Said:
+    said = a1111.read({"parameters": infotext(made)})
+    assert said is not None
+    return said
+
+
+@settings(CALM, max_examples=300)
+@given(prompt=WORDS, negative=WORDS)
+def test_plain_words_are_read_as_these_words(prompt: str, negative: str) -> None:
+    """By sdcli's own reader of A1111's syntax, which has A1111's examples as tests of its own."""
+    tokens = TokenRecord(used=5, chunks=1, syntax="plain")
+    read = read_again(record(prompt, negative_prompt=negative, tokens=tokens, prompt_syntax="plain")).request
+    assert "lora" not in read
+    for field, text in (("prompt", prompt), ("negative_prompt", negative)):
+        found = read.get(field, "").strip()
+        assert prompts.weights(found) == [(lines_of(text), 1.0)]
+        assert prompts.schedule(found, 10) == [(10, found)]
+        assert not re.search(r"\b(AND|BREAK)\b", found) and not re.search(r"<\w+:", found)
+
+
+@settings(CALM, max_examples=200)
+@given(prompt=WORDS.filter(lambda text: not re.search("<(lora|lyco|hypernet):", text)), scale=st.floats(-100, 100))
+def test_prompts_in_other_syntaxes_are_written_as_they_are(prompt: str, scale: float) -> None:
+    sea = {"kind": "lora", "name": "sea.safetensors", "scale": scale, "sha256": SHA, "image": None}
+    model = ModelRecord(name="m", family="sd1", adapters=(sea,))
+    for syntax in ("a1111", "compel", None):
+        read = read_again(record(prompt, model=model, tokens=TokenRecord(used=5, chunks=1, syntax=syntax))).request
+        assert read["prompt"].strip() == lines_of(prompt)
+        assert read["lora"] == [{"name": "sea", "scale": scale}]
+        assert read.get("prompt_syntax") == ("compel" if syntax == "compel" else None)
+
+
+def test_adapters_to_the_letter() -> None:
+    image = {"name": "x.png", "sha256": SHA}
+    made = record(
+        "a cat", negative_prompt="fog",
+        model=ModelRecord(name="m", family="sd1", adapters=(
+            {"kind": "lora", "name": "line art.safetensors", "scale": 1.0, "sha256": SHA},
+            {"kind": "embedding", "name": "cute.safetensors", "scale": 1.0, "sha256": SHA, "token": "<cute>"},
+            {"kind": "lora", "name": "org/repo/sea.safetensors", "scale": -0.25, "sha256": SHA},
+            {"kind": "controlnet", "name": "org/canny", "scale": 0.5, "sha256": SHA, "image": image},
+            # What a tag can't hold, and what no sdcli wrote.
+            {"kind": "lora", "name": "a:b.safetensors", "scale": 1.0}, {"kind": "lora", "name": ".hidden", "scale": 1.0},
+            {"kind": "lora", "name": "a>b", "scale": 1.0}, {"kind": "lora", "name": "x", "scale": float("inf")},
+            {"kind": "lora", "name": "x", "scale": "1"}, {"kind": "lora", "scale": 1.0}, {"kind": ["lora"]}, {},
+        )),
+    )  # fmt: skip
+    text = infotext(made)
+    assert text.startswith("a cat <lora:line art:1> <lora:sea:-0.25>\nNegative prompt: fog\nSteps: 25, ")
+    said = read_again(made)
+    assert said.request["prompt"] == "a cat"
+    assert said.request["lora"] == [{"name": "line art", "scale": 1.0}, {"name": "sea", "scale": -0.25}]
+    alone = record("", model=made.model)
+    assert (
+        infotext(alone).startswith("<lora:line art:1> <lora:sea:-0.25>\n") and read_again(alone).request["prompt"] == ""
+    )
+
+
+def test_variations_and_second_passes_to_the_letter() -> None:
+    made = record(
+        "x", variation=Variation(seed=9, strength=0.25), hires=Hires(factor=1.5, strength=0.6), width=512, height=256,
+        upscale=Upscale(name="lanczos"), num_inference_steps=20,
+    )  # fmt: skip
+    assert infotext(made) == (
+        "x\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, Size: 512x256, Model: org/model, Variation seed: 9, "
+        "Variation seed strength: 0.25, Denoising strength: 0.6, RNG: CPU, Hires upscale: 1.5, Hires steps: 12, "
+        "Hires upscaler: Lanczos, Postprocess upscale by: 2, Postprocess upscaler: Lanczos, Version: sdcli 0.1.0"
+    )
+    said = read_again(made)
+    assert {k: said.request[k] for k in ("variation", "hires", "upscale", "width", "height")} == {
+        "variation": {"seed": 9, "strength": 0.25}, "hires": {"factor": 1.5, "strength": 0.6},
+        "upscale": {"name": "lanczos", "factor": 2.0}, "width": 512, "height": 256,
+    }  # fmt: skip
+    assert said.unmapped == {"RNG": "CPU", "Version": "sdcli 0.1.0"}
+
+
+@CALM
+@given(
+    seed=st.integers(0, 2**63 - 1), share=st.floats(0, 1), factor=st.floats(1, 8, exclude_min=True),
+    strength=st.floats(0, 1, exclude_min=True), steps=st.integers(1, 1000),
+)  # fmt: skip
+def test_any_variation_and_second_pass_comes_back(
+    seed: int, share: float, factor: float, strength: float, steps: int
+) -> None:
+    changes: dict[str, Any] = {
+        "variation": Variation(seed=seed, strength=share),
+        "hires": Hires(factor=factor, strength=strength),
+        "upscale": Upscale(name="lanczos", factor=factor),
+    }
+    said = read_again(record("x", num_inference_steps=steps, width=8, height=8, **changes))
+    assert {k: msgspec.convert(said.request[k], type(v)) for k, v in changes.items()} == changes
+    assert not said.unmapped.keys() - {"RNG", "Version"}
+
+
+def test_pictures_to_start_from_to_the_letter() -> None:
+    source = File(name="x.png", sha256=SHA)
+    more: dict[str, Any] = {
+        "init_image": source,
+        "strength": 0.75,
+        "mask": source,
+        "invert_mask": True,
+        "mask_blur": 4.0,
+    }
+    made = record("x", **more, hires=Hires(factor=2.0), upscale=Upscale(name="net.safetensors", sha256=SHA))
+    text = infotext(made)
+    for part in (
+        "Denoising strength: 0.75, ", "RNG: CPU, Mask mode: Inpaint not masked, Mask blur: 4, Postprocess upscaler: net, ",
+    ):  # fmt: skip
+        assert part in text
+    # A1111 has one strength, and no second pass in pictures that started from another.
+    assert "Hires" not in text
+    said = read_again(made)
+    assert not said.request.keys() & {"init_image", "strength", "mask", "hires", "upscale"}
+    assert said.unmapped["Denoising strength"] == "0.75"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        (
+            r"a (red:1.5) [star] \ BREAK a AND b <lora:x:1>",
+            ["--prompt-syntax", "plain", "--negative", "[blue] (heart)"],
+        ),
+        ("a (red:1.5) star", ["--variation", "9:0.25", "--hires", "1.5x:0.5", "--upscale", "2x"]),
+        ("a star", ["--lora", str(Path(__file__).parent / "adapters" / "green.safetensors") + ":0.5"]),
+    ],
+)
+def test_infotext_alone_draws_the_same_pixels(
+    prompt: str, options: list[str], sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCLI_ADAPTER_DIR", str(Path(__file__).parent / "adapters"))
+    draw = ["--model", "demo", "--dtype", "fp32", "-o"]
+    first = sdcli("generate", prompt, "--scheduler", "ddim", "--steps", "2", "--seed", "5", *options, *draw, "a.png")
+    assert first.code == 0, first.stderr
+    with Image.open(tmp_path / "a.png") as image:
+        text, pixels = image.info["parameters"], pixels_of(image)
+    info = PngInfo()
+    info.add_itxt("parameters", text)
+    PICTURE.save(tmp_path / "info.png", pnginfo=info)
+    again = sdcli("generate", "--from", "info.png", *draw, "b.png")
+    assert again.code == 0, again.stderr
+    with Image.open(tmp_path / "b.png") as image:
+        assert pixels_of(image) == pixels
 
 
 # Ours
@@ -428,7 +586,8 @@ def test_a_private_batch_keeps_no_prompt_and_goes_on(sdcli: Sdcli, tmp_path: Pat
     rows = [{"prompt": SECRETS[0]}, {"prompt": SECRETS[1], "output": "own/"}, {"prompt": SECRETS[2], "format": "jpg"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "in").mkdir()
-    batch = ["batch", "rows.jsonl", "--model", "demo", "--steps", "1", "--metadata", how, "-o", "in/", "--json"]
+    draw = ["--model", "demo", "--steps", "1", "--long-prompt", "cut"]
+    batch = ["batch", "rows.jsonl", *draw, "--metadata", how, "-o", "in/", "--json"]
     done = sdcli(*batch)
     assert done.code == 0, done.stderr
     told = [e for e in done.events if e["event"] == "image"]

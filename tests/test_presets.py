@@ -16,7 +16,7 @@ from sdcli.settings import presets_folder
 from tests.conftest import Sdcli, record_of
 
 DEMO = ["--model", "demo", "--steps", "1"]
-SPEED = ["fast", "lcm", "lowvram", "quality", "turbo"]
+SPEED = ["fast", "lcm", "lightning", "lowvram", "quality", "turbo"]
 LOOKS = [
     "anime", "cinematic", "comic", "low-poly", "noir", "oil", "pencil", "photo", "pixel-art", "watercolor",
 ]  # fmt: skip
@@ -42,7 +42,7 @@ def plan(sdcli: Sdcli, *argv: str) -> dict[str, Any]:
 
 def test_the_shipped_presets_are_sound(sdcli: Sdcli) -> None:
     done = sdcli("presets", "check")
-    assert (done.code, done.stdout) == (0, b"") and "15 presets are sound" in done.stderr
+    assert (done.code, done.stdout) == (0, b"") and "16 presets are sound" in done.stderr
     events = sdcli("presets", "list", "--json").events
     assert [e["name"] for e in events] == sorted([*SPEED, *LOOKS])
     assert all(e["place"] == "shipped" and len(e["description"]) > 20 for e in events)
@@ -399,7 +399,7 @@ def test_bad_presets_are_named_by_file_and_line(
     assert done.code == 65 and done.stderr.startswith(f"error: presets/mine.toml:{line}: {reason}"), done.stderr
     done = sdcli("presets", "check")
     assert done.code == 65 and done.lines[0].startswith(f"presets/mine.toml:{line}: {reason}")
-    assert "1 of 16 presets are not sound" in done.stderr
+    assert "1 of 17 presets are not sound" in done.stderr
     assert sdcli("presets", "list").code == 0, "the others are listed"
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,13 @@ def test_infotext_comes_back(prompt: str, negative: str, model: str) -> None:
         ("width", -512), ("width", 10**6), ("height", "512px"), ("seed", -1), ("seed", 2**64), ("seed", "nan"),
         ("guidance_scale", float("nan")), ("guidance_scale", "inf"), ("guidance_scale", "1e999"), ("guidance_scale", -1),
         ("eta", 2), ("guidance_rescale", "NaN"), ("clip_skip", -1), ("prompt", 3), ("prompt", None), ("prompt", ["a"]),
-        ("prompt", "\ud800"), ("negative_prompt", {"a": 1}), ("scheduler", 1),
+        ("prompt", "\ud800"), ("negative_prompt", {"a": 1}), ("scheduler", 1), ("prompt_syntax", "sdnext"),
+        ("variation", {"seed": -1, "strength": 0.5}), ("variation", {"seed": 1, "strength": 2}), ("variation", {"seed": 1}),
+        ("variation", {"seed": "null", "strength": "0.5"}), ("hires", {"factor": "null"}), ("hires", {"factor": 1}),
+        ("hires", {"factor": float("nan"), "strength": 0.5}), ("hires", {"factor": 2, "strength": "nan"}),
+        ("upscale", {"name": "lanczos", "factor": "null"}), ("upscale", {"name": "\ud800"}), ("lora", "sea"),
+        ("lora", [{"name": "a", "scale": "inf"}]), ("lora", [{"name": "a", "scale": float("nan")}]), ("lora", [{"scale": 1}]),
+        ("lora", [{"name": "a", "path": "b"}]), ("lora", [{"name": 1}]), ("lora", [{"name": "a"}] * 33),
     ],
 )  # fmt: skip
 def test_what_no_field_can_be(field: str, value: object) -> None:
@@ -183,7 +190,47 @@ def test_what_no_field_can_be(field: str, value: object) -> None:
     assert saying.request == {} and saying.unmapped == ({} if value is None else {"its name": value})
 
 
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("sea", "sea"), (" line art ", "line art"), ("sea.safetensors", "sea"), ("sea.SafeTensors.safetensors", "sea"),
+        ("猫-v1.5", "猫-v1.5"), ("null", "null"),
+        # No paths, ids, addresses and pickles; nothing that a prompt's tag can't hold.
+        ("", None), (".safetensors", None), ("a/b", None), ("..\\b", None), ("../b", None), (".b", None), ("~b", None),
+        ("c:b", None), ("a\0b", None), ("a<b", None), ("a>b", None), ("a\nb", None), ("x" * 201, None), ("\ud800", None),
+        ("a.pt", None), ("a.ckpt", None), (None, None), (3, None), (["a"], None),
+    ],
+)  # fmt: skip
+def test_only_a_lora_s_bare_name_is_taken(name: object, taken: str | None) -> None:
+    saying = readers.Saying("test")
+    saying.take_loras([(name, "0.5", {"said": name})], "loras")
+    assert saying.request == ({"lora": [{"name": taken, "scale": 0.5}]} if taken else {})
+    assert saying.unmapped == ({} if taken else {"loras": [{"said": name}]})
+
+
+@pytest.mark.parametrize("scale", [None, True, "much", "", float("nan"), "1e999", 101, [1]])
+def test_a_lora_s_scale_is_a_number(scale: object) -> None:
+    saying = readers.Saying("test")
+    saying.take_loras([("sea", 1, "one"), ("ink", scale, "two")], "loras")
+    assert saying.request == {"lora": [{"name": "sea", "scale": 1.0}]} and saying.unmapped == {"loras": ["two"]}
+
+
+def test_more_loras_than_a_request_holds_are_named() -> None:
+    saying = readers.Saying("test")
+    saying.take_loras([(f"a{k}", 1, k) for k in range(40)], "loras")
+    assert len(saying.request["lora"]) == 32 and saying.unmapped == {"loras": [*range(32, 40)]}
+
+
+def test_prompts_without_end_are_read_at_once() -> None:
+    began = time.monotonic()
+    for prompt in (" " * 2**19, " <" * 2**18, "<lora:" * 2**16, "<lora:" + ":" * 2**19, " \t" * 2**18 + "<lora:a:1>"):
+        a1111.without_networks(prompt)
+    assert time.monotonic() - began < 2
+
+
 def test_what_a_field_can_be() -> None:
+    assert readers.typed("variation", {"seed": "7", "strength": "0.5"}) == {"seed": 7, "strength": 0.5}
+    assert readers.typed("lora", [{"name": "null", "scale": "1"}]) == [{"name": "null", "scale": 1.0}]
     assert readers.typed("seed", "965400086") == 965400086
     assert readers.typed("num_inference_steps", 20.0) == 20
     assert readers.typed("guidance_scale", "7") == 7.0
@@ -196,6 +243,7 @@ NAMES = st.sampled_from([
     "1", "2", "3", "model", "positive", "negative", "text", "steps", "seed", "cfg", "sampler", "sigmas", "noise", "guider",
     "latent_image", "samples", "images", "conditioning", "value", "string_a", "string_b", "width", "height", "lora_name",
     "clip", "vae", "sampler_name", "scheduler", "ckpt_name", "delimiter", "batch_size", "control_after_generate",
+    "strength_model", "strength_clip", "lora_1", "on", "lora", "strength",
 ])  # fmt: skip
 KINDS = st.sampled_from([
     "KSampler", "SamplerCustom", "SamplerCustomAdvanced", "SaveImage", "CLIPTextEncode", "CLIPTextEncodeSDXL", "Reroute",
@@ -217,6 +265,7 @@ VALUES = st.dictionaries(
         "prompt", "uc", "c", "seed", "steps", "scale", "sampler", "scheduler", "width", "height", "size", "model", "image",
         "resolution", "clip_skip", "base_model", "negative_prompt", "version", "positive_prompt", "v4_prompt", "Comment",
         "mflux_version", "sampling", "models", "schema", "guidance", "noise_schedule", "generation_mode", "kind", "id",
+        "loras", "name", "weight", "multiplier", "model_name", "app_version",
     ]),
     JSON,
 )  # fmt: skip
@@ -228,13 +277,15 @@ KEYWORDS = (
 
 def texts_of(draw: Any) -> dict[str, str]:
     free = st.text(st.sampled_from("ab\"'\\:,-<>[]{}()\n\0x1sSWHCA Steps:Sampler"), max_size=60)
+    networks = st.lists(st.sampled_from(["<lora:", "a", ":", "1", ">", " ", "te=", "<hypernet:", "/"]), max_size=30)
+    tagged = networks.map(lambda parts: corpus.PLAIN.replace("<lora:sea:0.8>", "".join(parts)))
     made: dict[str, str] = {}
     for keyword in draw(st.lists(st.sampled_from(KEYWORDS), min_size=1, max_size=3, unique=True)):
         json_text = (GRAPH if keyword == "prompt" else VALUES).map(json.dumps)
         known = st.sampled_from(
             ["NovelAI", "Fooocus v2", "fooocus", "a1111", "mold:parameters {}", "prompt:{}", corpus.PLAIN]
         )
-        made[keyword] = draw(st.one_of(json_text, json_text, free, known))
+        made[keyword] = draw(st.one_of(json_text, json_text, free, known, tagged))
     return made
 
 

@@ -381,7 +381,7 @@ def pin(found: Found) -> Adapter:
 
 # Words in a prompt
 
-_TAG = re.compile(r"[ \t]*<(?P<kind>lora|lyco|hypernet):(?P<rest>[^<>]*)>")
+_TAG = re.compile(r"(?<![ \t])[ \t]*+<(?P<kind>lora|lyco|hypernet):(?P<rest>[^<>]*)>")
 
 
 def tags(prompt: str) -> tuple[str, tuple[Adapter, ...]]:

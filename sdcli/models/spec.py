@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from sdcli.errors import BadInput
+from sdcli.models import distilled
 from sdcli.models.families import Family
 from sdcli.models.known import ALIASES, DEFAULT
 from sdcli.options import meta
@@ -120,4 +121,4 @@ def with_defaults(model: Model) -> Model:
     family = dict(model.family.defaults) if model.family else {}
     if not model.guided:
         family["guidance_scale"] = 0.0
-    return replace(model, defaults=family | model.defaults)
+    return replace(model, defaults=family | distilled.defaults(model) | model.defaults)

@@ -14,7 +14,7 @@ import msgspec
 from sdcli import models, schedulers
 from sdcli.device import GIB, Decision
 from sdcli.errors import OutOfMemory, SdcliError, UsageError
-from sdcli.models import Model
+from sdcli.models import Model, distilled
 from sdcli.pipeline import upscaling
 from sdcli.pipeline.adapters import Adapters
 from sdcli.pipeline.conditions import Conditions, conditions
@@ -304,7 +304,7 @@ class Pipeline:
     def _warnings(
         self, counted: TokenRecord, negative: TokenRecord, request: GenerationRequest, flagged: bool | None
     ) -> tuple[str, ...]:
-        found, guided = [], self.way.guided(request)
+        found, guided = [*distilled.ruins(request, self.model)], self.way.guided(request)
         if counted.cut:
             found.append(f'the prompt is longer than {counted.used} tokens; this was cut off: "{counted.cut}"')
         for field in ("negative_prompt", "guidance_rescale"):

@@ -184,6 +184,10 @@ def toml_of(value: Any) -> Any:
 
     if isinstance(value, Mapping):
         table = tomlkit.inline_table()
-        table.update(value)
+        table.update({key: toml_of(one) for key, one in value.items()})
         return table
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, (tuple, list)):
+        array = tomlkit.array()
+        array.extend([toml_of(one) for one in value])
+        return array
+    return value

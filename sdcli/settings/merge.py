@@ -170,7 +170,17 @@ def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
     # A path is bytes to the system, and may be no UTF-8.
-    path = option.field in ("output", "model", "model_config", "vae", "wildcards", "sign", "init_image", "mask", "adapter_dir")
+    path = option.field in (
+        "output",
+        "model",
+        "model_config",
+        "vae",
+        "wildcards",
+        "sign",
+        "init_image",
+        "mask",
+        "adapter_dir",
+    )
     if isinstance(value, str) and not path and not is_unicode(value):
         raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field in JSON:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from sdcli import device, output
 from sdcli.device import DevicePlan
 from sdcli.errors import InputMissing, SdcliError, UsageError, nearest
@@ -290,8 +292,9 @@ def composed(
     """
     import tomlkit
 
-    for key, value in {**values, "extends": tuple(extends)}.items():
-        if not all(is_unicode(part) for part in (value if isinstance(value, tuple) else (str(value),))):
+    values = {key: _in_toml(value) for key, value in values.items()}
+    for key, value in {**values, "extends": list(extends)}.items():
+        if not all(map(is_unicode, _texts(value))):
             raise UsageError(f"{key} is not UTF-8", "TOML has room for Unicode only")
     toml = tomlkit.document()
     for note in notes:
@@ -307,6 +310,23 @@ def composed(
         toml.add(tomlkit.comment(about))
         toml.add(key, files.toml_of(str(value) if isinstance(value, Style) else value))
     return tomlkit.dumps(toml)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def _in_toml(value: Any) -> Any:
+    """Return a value as TOML has it: a record as a table, without what is null, and a tuple as an array."""
+    if isinstance(value, msgspec.Struct):
+        return {k: _in_toml(v) for k, v in msgspec.to_builtins(value).items() if v is not None}
+    if isinstance(value, dict):
+        return {k: _in_toml(v) for k, v in value.items() if v is not None}
+    return [_in_toml(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 def write(file: Path, text: str, place: Place, *, overwrite: bool) -> None:
