@@ -460,7 +460,7 @@ def test_a_full_disk_stops_at_once_and_loses_nothing(nursery: Nursery, tmp_path:
     variant = Variant(
         options=("--batch-size", "4", "--metadata", "full" if what == "pictures" else "minimal"), rows=rows
     )
-    full, room = tmp_path / "full", {"pictures": 11_000, "the journal": 11_111}[what]
+    full, room = tmp_path / "full", {"pictures": 13_000, "the journal": 11_111}[what]
     found = stopped_by_a_full_disk(variant.start(nursery, full, room=room), variant, full)
     assert len(found.pictures) - len(found.images) == (what == "the journal")
     assert 3 <= len(found.images) < len(rows.splitlines())

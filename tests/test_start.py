@@ -287,6 +287,23 @@ def test_hires_draws_over_the_same_picture(sdcli: Sdcli) -> None:
     assert np.abs(pack[1].astype(int) - pixels("large.png")).max() <= 2
 
 
+def test_what_would_not_fit_is_decoded_in_tiles(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU nothing fails when memory runs out: another process is killed. So it is reckoned, and said."""
+    import psutil
+
+    class Little:
+        available = 8 * 2**20
+
+    done = sdcli("generate", CIRCLE, *PLAIN, "-s", "3", "--size", "256x256", "--steps", "4", "-o", "whole.png")
+    assert record_of("whole.png")["fallbacks"] == [] and not record_of("whole.png")["plan"]["vae_tiling"]
+    monkeypatch.setattr(psutil, "virtual_memory", Little)
+    done = sdcli("generate", CIRCLE, *PLAIN, "-s", "3", "--size", "256x256", "--steps", "4", "-o", "tiles.png")
+    record = record_of("tiles.png")
+    assert record["fallbacks"] == ["vae-tiling"] and record["plan"]["vae_tiling"]
+    assert "decoding 256x256 at once takes" in record["plan"]["reasons"]["vae_tiling"] and "in tiles" in done.stderr
+    assert np.abs(pixels("tiles.png").astype(int) - pixels("whole.png")).mean() < 4
+
+
 def test_upscale_enlarges_what_was_drawn(sdcli: Sdcli) -> None:
     sdcli("generate", CIRCLE, *PLAIN, "-s", "3", "-o", "small.png")
     sdcli("generate", CIRCLE, *PLAIN, "-s", "3", "--upscale", "3x", "-o", "large.png")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from sdcli.models import sha256_of
 from sdcli.pipeline import upscaling
 from sdcli.pipeline.machine import import_libraries
 from sdcli.request import Upscale
+from tests import hub as hubs
+from tests.conftest import record_of
+from tests.running import environment
 
 SMALL = {"embed_dim": 6, "depths": [1], "num_heads": [2], "mlp_ratio": 1.0, "upsampler": "pixelshuffledirect"}
 
@@ -172,8 +177,45 @@ def test_one_in_the_hubs_cache(twice: Path, tmp_path: Path, monkeypatch: pytest.
     assert kept == Upscale(name="some/upscaler", sha256=sha256_of(twice / "model.safetensors"))
     assert upscaling.located(kept, []) == Upscale(name=str(folder))
     (folder / "model.safetensors").unlink()
-    _refused("some/upscaler", ModelUnavailable, "not on this machine")
+    assert not upscaling.is_here(named)
+    with pytest.raises(ModelUnavailable, match="not on this machine"):
+        upscaling.pinned(named)
     assert upscaling.located(kept, []) == kept
+
+
+def test_one_on_the_hub_is_fetched(twice: Path, tmp_path: Path) -> None:
+    """Once; the next run asks nobody, and without a connection it says so."""
+    command = [
+        sys.executable,
+        "-m",
+        "sdcli",
+        "generate",
+        "a star",
+        "-m",
+        "demo",
+        "--steps",
+        "2",
+        "--upscale",
+        "some/upscaler",
+    ]
+    with hubs.serving(some__upscaler=hubs.Repo(_copy(twice, tmp_path / "repo"))) as hub:
+        env = environment(tmp_path / "home") | {"HF_ENDPOINT": hub.url}
+
+        def run(*more: str) -> subprocess.CompletedProcess[str]:
+            whole = [*command, *more]
+            return subprocess.run(whole, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+        before = run("--offline", "-o", "none.png")
+        assert before.returncode == 69 and not (tmp_path / "none.png").exists(), before.stderr
+        first = run("-o", "one.png")
+        assert first.returncode == 0 and "downloading some/upscaler" in first.stderr, first.stderr
+        assert hub.downloaded("some/upscaler") == {"config.json", "model.safetensors"}
+        again = run("--offline", "-o", "two.png")
+        assert again.returncode == 0 and "downloading" not in again.stderr
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.size == (256, 256)
+    kept = record_of(tmp_path / "two.png")["request"]["upscale"]
+    assert kept == {"name": "some/upscaler", "factor": None, "sha256": sha256_of(twice / "model.safetensors")}
 
 
 def _copy(source: Path, target: Path, **config: Any) -> Path:

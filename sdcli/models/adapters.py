@@ -15,7 +15,7 @@ import msgspec
 
 from sdcli.errors import BadInput, InputMissing, ModelUnavailable, SdcliError, UsageError, nearest
 from sdcli.models.cache import cached
-from sdcli.models.hub import Say, _download
+from sdcli.models.hub import Say, download
 from sdcli.models.known import AT_ONCE
 from sdcli.models.spec import Incomplete, Model, Weights
 from sdcli.models.weights import (
@@ -312,12 +312,12 @@ def fetch(found: Found, say: Say) -> Found:
         return found
     wanted = Weights(name=found.adapter.name, repo=found.repo, revision=found.revision)
     try:
-        folder = _download(wanted, lambda names: _first_wanted(found, names), say)
+        folder = download(wanted, lambda names: _first_wanted(found, names), say)
         if found.kind == "ip_adapter":
             file = folder / str(_file_of(found, [f.relative_to(folder).as_posix() for f in folder.rglob("*")]))
             encoder = encoder_of(replace(found, path=file)).relative_to(folder).as_posix()
             pinned = replace(wanted, revision=folder.name)
-            folder = _download(pinned, lambda names: _wanted_folder(str(found.repo), encoder + "/", names), say)
+            folder = download(pinned, lambda names: _wanted_folder(str(found.repo), encoder + "/", names), say)
         found = _of_snapshot(found, folder)
     except Incomplete as error:
         raise BadInput(error.message, error.hint) from error

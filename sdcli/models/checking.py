@@ -68,6 +68,14 @@ def strength_of(request: GenerationRequest) -> float | None:
     return 1.0 if start_of(request).endswith("mask") else 0.8
 
 
+def steps_of(steps: int, strength: float, family: Family) -> int:
+    """Return how many of a number of steps are drawn from a picture, as the family's pipelines of diffusers reckon."""
+    if family.part == "all":
+        return steps
+    drawn = min(steps * strength, steps)
+    return int(drawn) if family.part == "down" else steps - int(steps - drawn)
+
+
 def enlarged(request: GenerationRequest, model: Model) -> tuple[int, int]:
     """Return the width and height in pixels at which a resolved request is drawn over: rounded to what the model can draw."""
     assert request.hires is not None and request.width is not None and request.height is not None
@@ -99,6 +107,8 @@ STARTS = {
     "image": "from a picture", "mask": "over a part of a picture", "control": "with a ControlNet",
     "control-image": "from a picture with a ControlNet", "control-mask": "over a part of a picture with a ControlNet",
 }  # fmt: skip
+# The steps that an LCM's scheduler knows where its configuration says nothing (arXiv 2310.04378).
+LCM_STEPS = 50
 # Families whose starting noise sdcli makes itself, and those for which it is made in the same way.
 _OWN_NOISE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsistencyModelPipeline")
 
@@ -111,26 +121,18 @@ def _check_start(request: GenerationRequest, model: Model, family: Family) -> No
     start = start_of(request)
     if start and start not in family.starts:
         about = "controlnet" if start.startswith("control") else "mask" if request.mask else "init_image"
-        raise _about(about, f"{model.name} ({family.name}) can't draw {STARTS[start]}", "name another model")
-    steps, strength = request.num_inference_steps, strength_of(request)
-    if strength and int(steps * strength) < 1:
-        least = math.ceil(1 / strength)
-        raise _about(
-            "strength", f"strength {strength:g} of {steps} steps is no step at all", f"--steps is at least {least}"
-        )
+        why = f": {family.no_starts}" if family.no_starts else ""
+        raise _about(about, f"{model.name} ({family.name}) can't draw {STARTS[start]}{why}", "name another model")
+    if strength := strength_of(request):
+        _check_strength("strength", strength, request.num_inference_steps, model, family)
     if request.hires is not None:
         if start.endswith("mask"):
             raise _about("hires", "hires can't draw over a part of a picture", "leave --hires out, or the mask")
         again = start.replace("image", "").strip("-")
         if (again + "-image").strip("-") not in family.starts:
-            raise _about("hires", f"{model.name} ({family.name}) can't draw over a picture", "leave --hires out")
-        if int(steps * request.hires.strength) < 1:
-            least = math.ceil(1 / request.hires.strength)
-            raise _about(
-                "hires",
-                f"{steps} steps at a strength of {request.hires.strength:g} are no step at all",
-                f"--steps is at least {least}",
-            )
+            why = f": {family.no_starts}" if family.no_starts else ""
+            raise _about("hires", f"{model.name} ({family.name}) can't draw over a picture{why}", "leave --hires out")
+        _check_strength("hires", request.hires.strength, request.num_inference_steps, model, family)
     if request.variation is not None:
         if family.class_name not in _OWN_NOISE:
             raise _about(
@@ -141,6 +143,23 @@ def _check_start(request: GenerationRequest, model: Model, family: Family) -> No
                 "variation",
                 "a variation goes from one starting noise to another, and a picture has its own start",
                 "leave --variation out, or --init-image; --seed and --strength vary it",
+            )
+
+
+def _check_strength(field: str, strength: float, steps: int, model: Model, family: Family) -> None:
+    """Refuse a strength of which no step is left, or more steps than the scheduler of a family that draws all of them has."""
+    if steps_of(steps, strength, family) < 1:
+        least = math.ceil(1 / strength)
+        raise _about(
+            field, f"{steps} steps at a strength of {strength:g} are no step at all", f"--steps is at least {least}"
+        )
+    if family.part == "all":
+        most = int((model.scheduler or {}).get("original_inference_steps", LCM_STEPS) * strength)
+        if steps > most:
+            raise _about(
+                field,
+                f"{model.name} ({family.name}) has {most} steps at a strength of {strength:g}, not {steps}",
+                f"--steps is at most {most}" if most else "a higher strength is what it takes",
             )
 
 

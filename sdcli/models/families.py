@@ -30,7 +30,9 @@ class Family:
     tokens it reads (None: as its tokenizer says). `slices`: its attention can be sliced. `tiles`: its autoencoder can decode in
     tiles. `alone`: the prompts of one pass touch each other's pictures, so that packs are of one.
     With fewer than `min_steps` its pipeline fails. `starts` are diffusers' classes that draw with the same networks from a
-    picture (`image`), over a part of one (`mask`), and with ControlNets (`control`, `control-image`, `control-mask`).
+    picture (`image`), over a part of one (`mask`), and with ControlNets (`control`, `control-image`, `control-mask`); `no_starts`
+    is why there are no others, where diffusers has something of the kind. Of N steps at a strength S these draw N * S: rounded
+    `down` or `up`, or `all` N of them, which then begin later (`part`).
     `weighs`: words of its prompt can have weights, and prompts of any length are read.
     """
 
@@ -54,6 +56,8 @@ class Family:
     alone: bool = False
     min_steps: int = 1
     starts: Mapping[str, str] = field(default_factory=dict)
+    no_starts: str | None = None
+    part: Literal["down", "up", "all"] = "up"
     weighs: bool = False
 
     @property
@@ -87,13 +91,14 @@ _FAMILIES = (
     Family(
         class_name="StableDiffusionPipeline",
         name="stable-diffusion", dtype="fp16", defaults=_steps(25, 7.5), denoiser="unet", sample=64, slices=True,
-        lacks=_without("true_cfg_scale"), starts=_starts("StableDiffusion", "StableDiffusionControlNet"), weighs=True,
+        lacks=_without("true_cfg_scale"), starts=_starts("StableDiffusion", "StableDiffusionControlNet"), part="down",
+        weighs=True,
     ),
     Family(
         class_name="StableDiffusionXLPipeline",
         name="stable-diffusion-xl", dtype="fp16", defaults=_steps(30, 5.0), denoiser="unet", slices=True,
         lacks=_without("true_cfg_scale"), readers=(("tokenizer", None), ("tokenizer_2", None)),
-        starts=_starts("StableDiffusionXL", "StableDiffusionXLControlNet"), weighs=True,
+        starts=_starts("StableDiffusionXL", "StableDiffusionXLControlNet"), part="down", weighs=True,
     ),
     Family(
         class_name="StableDiffusion3Pipeline",
@@ -109,7 +114,7 @@ _FAMILIES = (
             **_without("eta", "guidance_rescale", "true_cfg_scale"), "negative_prompt": NO_NEGATIVE,
             "clip_skip": "its pipeline of diffusers fails on it with transformers 5 (huggingface/diffusers#14124)",
         },
-        starts={"image": "LatentConsistencyModelImg2ImgPipeline"}, weighs=True,
+        starts={"image": "LatentConsistencyModelImg2ImgPipeline"}, part="all", weighs=True,
     ),
     Family(
         class_name="FluxPipeline",
@@ -121,11 +126,14 @@ _FAMILIES = (
         class_name="Flux2KleinPipeline",
         name="flux-2-klein", defaults=_steps(4, 1.0), patch=2, own_scheduler=FLOW,
         lacks={"negative_prompt": NO_NEGATIVE, **_NO_NOISE}, readers=(("tokenizer", 512),),
+        starts={"mask": "Flux2KleinInpaintPipeline"},
+        no_starts="a picture that its pipeline of diffusers is given is looked at, and no start",
     ),
     Family(
         class_name="ChromaPipeline",
         name="chroma", defaults=_steps(35, 5.0), patch=2, own_scheduler=FLOW, lacks=_NO_NOISE,
-        readers=(("tokenizer", 512),),
+        readers=(("tokenizer", 512),), starts={"image": "ChromaImg2ImgPipeline"},
+        no_starts="its pipeline of diffusers for that fails with its network",
     ),
     Family(
         class_name="PixArtAlphaPipeline",
@@ -167,6 +175,7 @@ _FAMILIES = (
         name="kandinsky-3", dtype="fp16", defaults=_steps(25, 3.0), denoiser="unet", autoencoder="movq", side=1024,
         multiple=64, tiles=False,
         own_scheduler="its pipeline knows its own alone", lacks=_NO_NOISE, readers=(("tokenizer", 128),), alone=True,
+        starts={"image": "Kandinsky3Img2ImgPipeline"}, part="down",
     ),
     Family(
         class_name="QwenImagePipeline",
@@ -201,6 +210,7 @@ _FAMILIES = (
         name="sana-sprint", defaults=_steps(2, 4.5), sample=32, multiple=32, guidance="built-in",
         own_scheduler="it was distilled to be drawn with its own (SCM)",
         lacks={**_NO_NOISE, "negative_prompt": NO_NEGATIVE}, readers=(("tokenizer", 300),),
+        starts={"image": "SanaSprintImg2ImgPipeline"},
     ),
     Family(
         class_name="Krea2Pipeline",
@@ -212,7 +222,8 @@ _FAMILIES = (
         name="kandinsky-2.2", dtype="fp16", defaults=_steps(50, 4.0), denoiser="unet", autoencoder="movq", side=512,
         multiple=64, slices=True, tiles=False, own_scheduler="its pipeline knows its own alone",
         lacks={**_NO_NOISE, "negative_prompt": "its pipeline of diffusers fails on it"},
-        readers=(("prior_tokenizer", None),),
+        readers=(("prior_tokenizer", None),), starts={"image": "KandinskyV22Img2ImgCombinedPipeline"}, part="down",
+        no_starts="that takes a network with more inputs, made for it",
     ),
 )  # fmt: skip
 FAMILIES = {f.class_name: f for f in _FAMILIES}

@@ -63,21 +63,21 @@ def fetch(model: Model, *, safety_checker: bool, say: Say) -> Model:
     """
     if model.path is None:
         wanted = model
-        folder = _download(wanted, lambda names: _wanted(names, wanted, safety_checker), say)
+        folder = download(wanted, lambda names: _wanted(names, wanted, safety_checker), say)
         model = with_defaults(_of_snapshot(model, folder, safety_checker))
     elif model.configs is None:
         wanted, config = model, model.named_config
         assert config is not None
-        folder = _download(config, lambda names: _wanted_config(names, wanted, config), say)
+        folder = download(config, lambda names: _wanted_config(names, wanted, config), say)
         model = with_defaults(of_file(replace(model, named_config=replace(config, path=folder)), safety_checker))
     if model.vae is not None and model.vae.path is None:
         vae = model.vae
-        folder = _download(vae, lambda names: _wanted_vae(names, vae), say)
+        folder = download(vae, lambda names: _wanted_vae(names, vae), say)
         model = replace(model, vae=vae_of_folder(replace(vae, path=folder, commit=folder.name)))
     return fitted(model)
 
 
-def _download(wanted: Weights, choose: Callable[[Sequence[str]], list[str]], say: Say) -> Path:
+def download(wanted: Weights, choose: Callable[[Sequence[str]], list[str]], say: Say) -> Path:
     """Return the folder of a repository's snapshot with the files that `choose` picks from its list."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 

@@ -19,8 +19,9 @@ from sdcli.pipeline import upscaling
 from sdcli.pipeline.adapters import Adapters
 from sdcli.pipeline.conditions import Conditions, conditions
 from sdcli.pipeline.encoding import Encoder
+from sdcli.pipeline.hearing import Listener
 from sdcli.pipeline.machine import backend, out_of_memory, versions
-from sdcli.pipeline.passes import Listener, way
+from sdcli.pipeline.passes import way
 from sdcli.pipeline.requests import check_prompt, pinned, pinned_picture, resolve, seed_of, seeded, shape
 from sdcli.prompts import syntax, tokens
 from sdcli.record import (
@@ -204,6 +205,8 @@ class Pipeline:
         models.check(first, self.model)
         for request in pack:
             self._check_prompt(request)
+        # What is on the hub only is fetched here.
+        kept = [pinned(request, self.model, self.say) for request in pack]
         filled = [*pack, *[pack[-1]] * (size - len(pack))]
         given = conditions(first, size)
         self._adapt(first)
@@ -229,9 +232,9 @@ class Pipeline:
         )
         results = []
         for request, image, one, flagged, template, own_tags in zip(
-            pack, images, made, flags, templates, tags, strict=True
+            kept, images, made, flags, templates, tags, strict=True
         ):
-            fallen, plan, request = one.fallbacks, one.plan, pinned(request, self.model, self.say)
+            fallen, plan = one.fallbacks, one.plan
             counted, negative = self._count(request)
             record = Record(
                 id=job_id(request, self.model_record), request=request, template=template, tags=own_tags,

@@ -92,6 +92,8 @@ def pinned(request: GenerationRequest, model: Model, say: Say | None = None) -> 
         if found := getattr(request, kind):
             changed[kind] = tuple(_pinned_adapter(kind, one, model, say) for one in found)
     if request.upscale is not None and request.upscale.sha256 is None:
+        if say is not None:
+            upscaling.fetch(request.upscale, say)
         changed["upscale"] = upscaling.pinned(request.upscale)
     return msgspec.structs.replace(request, **changed) if changed else request
 

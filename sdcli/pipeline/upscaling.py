@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 
 from sdcli.errors import BadInput, InputMissing, ModelUnavailable, NotFinite, OutOfMemory, UsageError
-from sdcli.models import hub_name, read_header, sha256_of
+from sdcli.models import hub, hub_name, read_header, sha256_of
 from sdcli.models.cache import cached
+from sdcli.models.hub import Say
 from sdcli.models.naming import locate
 from sdcli.models.weights import PICKLES, files_in, read_json
 from sdcli.pipeline.machine import import_libraries, out_of_memory
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LANCZOS = "lanczos"
+# The files of a Swin2SR model.
+PARTS = ("config.json", "model.safetensors")
 FACTOR = 2.0
 # Pixels of a tile's side before it is enlarged, and those that neighbours share, over which one becomes the other.
 TILE = 192
@@ -49,6 +52,8 @@ class _Files(NamedTuple):
 def check(upscale: Upscale, size: tuple[int, int] | None = None) -> None:
     """Refuse, before torch is imported, an upscaler that is not here or can't be read, and a factor that makes a picture of
     `size` (width, height) larger than MOST_PIXELS. Raises InputMissing, ModelUnavailable, BadInput and UsageError."""
+    if not is_here(upscale):
+        return  # What it is, is known when it has been fetched.
     own = FACTOR if upscale.name == LANCZOS else float(_config(_files(upscale)).upscale)
     if size is not None:
         wide, high = _enlarged(size, upscale.factor or own)
@@ -75,6 +80,27 @@ def pinned(upscale: Upscale) -> Upscale:
     files = _files(upscale)
     _config(files)
     return msgspec.structs.replace(upscale, name=name, sha256=sha256_of(files.weights))
+
+
+def is_here(upscale: Upscale) -> bool:
+    """Whether an upscaler is on this machine; False for a hub id that has to be fetched."""
+    if upscale.name == LANCZOS or upscale.sha256 is not None:
+        return True
+    found = locate(upscale.name, "upscaler", HINT, [LANCZOS])
+    return found.path is not None or all(cached(str(found.repo), found.revision, name) for name in PARTS)
+
+
+def fetch(upscale: Upscale, say: Say) -> None:
+    """Download an upscaler that is on the hub only. `say` is told before. Raises what `models.fetch` raises."""
+    if is_here(upscale):
+        return
+
+    def wanted(names: Sequence[str]) -> list[str]:
+        if missing := [name for name in PARTS if name not in names]:
+            raise BadInput(f"{upscale.name} has no {missing[0]}", HINT)
+        return list(PARTS)
+
+    hub.download(locate(upscale.name, "upscaler", HINT, [LANCZOS]), wanted, say)
 
 
 def located(upscale: Upscale, folders: Sequence[Path]) -> Upscale:
@@ -138,8 +164,7 @@ def _files(upscale: Upscale) -> _Files:
         path = cached(found.repo, found.revision, "config.json")
         if path is None or cached(found.repo, found.revision, "model.safetensors") is None:
             raise ModelUnavailable(
-                f"the upscaler {upscale.name} is not on this machine",
-                f"hf download {found.repo} config.json model.safetensors",
+                f"the upscaler {upscale.name} is not on this machine", "it is fetched when a picture is enlarged by it"
             )
     return _of_path(path)
 
