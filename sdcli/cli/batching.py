@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,9 +21,11 @@ from sdcli.jobs.journal import Index, seed_of
 from sdcli.jobs.runner import How, Runner, Tally
 from sdcli.models import ModelSpec
 from sdcli.output import OutputPlan
-from sdcli.pipeline import Pipeline
 from sdcli.request import JobOptions
 from sdcli.settings import Merged
+
+if TYPE_CHECKING:
+    from sdcli.pipeline import Pipeline
 
 HOW_IT_RUNS = "How it runs"
 
@@ -122,6 +124,7 @@ def run(
     retry_failed: bool,
     max_failures: int | None,
     at_end: Callable[[Ready], None] | None = None,
+    show: Callable[[Any], None] | None = None,
 ) -> None:
     """Draw what `read` gives, with a journal beside the pictures; `at_end` is called where the run comes to its end."""
     if found.dynamic is not None:
@@ -140,7 +143,7 @@ def run(
         screen.say(f"{pictures}, {ready.batch_size} at a time, into {folder[0]}/")
         how_ = how(
             ready, load, where, files, results, Tally(total=found.total + found.bad), retry_failed=retry_failed,
-            max_failures=max_failures, interrupted=interrupted,
+            max_failures=max_failures, interrupted=interrupted, show=show,
         )  # fmt: skip
         go(how_, ready, batches.jobs(read(), ready, planner.expander), results, at_end)
 
@@ -158,6 +161,7 @@ def how(
     interrupted: Callable[[], int | None],
     answers: bool = False,
     in_order: bool = False,
+    show: Callable[[Any], None] | None = None,
 ) -> How:
     """Return how a batch runs."""
     return How(
@@ -165,7 +169,7 @@ def how(
         watcher=screen, tally=tally, in_order=in_order, each=False, answers=answers, journal=ready.journal,
         left_behind=ready.left_behind, nameless=ready.nameless, shape=ready.shape,
         retry_failed=retry_failed, max_failures=max_failures,
-        interrupted=interrupted,
+        interrupted=interrupted, show=show,
     )  # fmt: skip
 
 

@@ -7,12 +7,11 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdcli import device, models, pictures, pipeline, settings
+from sdcli import device, models, pipeline, settings
 from sdcli.cli.main import closing, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
@@ -20,10 +19,12 @@ from sdcli.device import DevicePlan
 from sdcli.errors import CannotCreateOutput, InputMissing, SdcliError, UsageError
 from sdcli.jobs.jobs import fitted
 from sdcli.models import Model, ModelSpec, hub
-from sdcli.pipeline import Pipeline
 from sdcli.prompts.wildcards import Expander
 from sdcli.request import WHAT, JobOptions
 from sdcli.settings import Given, Merged
+
+if TYPE_CHECKING:
+    from sdcli.pipeline import Pipeline
 
 Size = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Width and height at once.", rich_help_panel=WHAT)
@@ -73,6 +74,10 @@ def spooled(typed: Mapping[str, Any], others: Iterable[str | None] = ()) -> dict
         raise UsageError("stdin can be read once", "give - once")
     if sys.stdin is None:
         raise InputMissing("stdin is closed", "give the picture's path to --init-image")
+    from tempfile import TemporaryDirectory
+
+    from sdcli import pictures
+
     folder = closing.enter_context(TemporaryDirectory(prefix="sdcli-"))
     return {**typed, "init_image": str(pictures.spooled(sys.stdin.buffer, Path(folder)))}
 

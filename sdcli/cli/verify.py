@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,9 @@ from sdcli.jobs import events, verifying
 from sdcli.jobs.runner import Tally
 from sdcli.jobs.verifying import Verdict, Verifier
 from sdcli.models import ModelSpec
-from sdcli.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from sdcli.pipeline import Pipeline
 
 WORDS = {"identical": "identical", "equal": "equal to the eye", "different": "different", "failed": "failed"}
 

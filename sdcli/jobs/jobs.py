@@ -14,7 +14,7 @@ import msgspec
 from sdcli import models, output, pipeline, schedulers, settings
 from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.journal import Index
-from sdcli.models import Model, adapters, checking
+from sdcli.models import Model, checking
 from sdcli.output import Destination
 from sdcli.prompts.wildcards import Expander
 from sdcli.record import said_of
@@ -146,6 +146,8 @@ def lift(request: GenerationRequest) -> GenerationRequest:
     """Return a request with the adapters that its prompt names, `<lora:NAME:SCALE>`, in their field and no longer in the prompt."""
     if request.prompt_syntax == "plain" or "<" not in request.prompt:
         return request
+    from sdcli.models import adapters
+
     prompt, loras = adapters.tags(request.prompt)
     return msgspec.structs.replace(request, prompt=prompt, lora=(*request.lora, *loras)) if loras else request
 

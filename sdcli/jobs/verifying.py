@@ -31,7 +31,8 @@ from sdcli.metadata.bounds import MOST_FILE
 from sdcli.metadata.inspecting import SHEET, Found
 from sdcli.metadata.readers import a1111
 from sdcli.models import ModelSpec
-from sdcli.pipeline import Listener, Pipeline, Say
+from sdcli.models.hub import Say
+from sdcli.pipeline import Listener, Pipeline
 from sdcli.record import SCHEMA, EncodingRecord, GeneratedImage, ModelRecord, PlanRecord, Record, job_id, pixels_of
 from sdcli.request import PackSize
 

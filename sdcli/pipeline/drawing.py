@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,15 @@ from sdcli import models, schedulers
 from sdcli.device import GIB, Decision
 from sdcli.errors import OutOfMemory, SdcliError, UsageError
 from sdcli.models import Model, distilled
-from sdcli.pipeline import upscaling
+from sdcli.models.hub import Say
+from sdcli.pipeline import files, upscaling
 from sdcli.pipeline.adapters import Adapters
 from sdcli.pipeline.conditions import Conditions, conditions
 from sdcli.pipeline.encoding import Encoder
 from sdcli.pipeline.hearing import Listener
-from sdcli.pipeline.machine import backend, out_of_memory, versions
+from sdcli.pipeline.machine import backend, out_of_memory, quiet, versions
 from sdcli.pipeline.passes import way
-from sdcli.pipeline.requests import check_prompt, pinned, pinned_picture, resolve, seed_of, seeded, shape
+from sdcli.pipeline.requests import LARGEST_PACK, check_prompt, pinned, resolve, seed_of, seeded, shape
 from sdcli.prompts import syntax, tokens
 from sdcli.record import (
     GeneratedImage,
@@ -36,14 +37,6 @@ from sdcli.record import (
     pixels_of,
 )
 from sdcli.request import GenerationRequest
-
-# The largest pack that `auto` takes: larger ones gain little (benchmarks/README.md), and more is lost with a kill.
-LARGEST_PACK = 16
-Say = Callable[[str], None]
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +58,7 @@ def _read(text: str, reader: tokens.Reader, how: syntax.How, steps: int) -> Toke
 def _told(adapter: dict[str, Any]) -> dict[str, Any]:
     """Return an adapter as records keep it: its picture by name and content."""
     image = adapter["image"]
-    return adapter | {"image": msgspec.to_builtins(pinned_picture(image) if isinstance(image, str) else image)}
+    return adapter | {"image": msgspec.to_builtins(files.pinned_picture(image) if isinstance(image, str) else image)}
 
 
 class Pipeline:

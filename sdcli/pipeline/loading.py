@@ -7,15 +7,18 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import models
 from sdcli.device import DevicePlan, decide
 from sdcli.errors import BadInput, OutOfMemory, SdcliError
 from sdcli.models import Model, ModelSpec, Weights
-from sdcli.pipeline.drawing import Pipeline, Say, quiet
-from sdcli.pipeline.machine import align, import_libraries, out_of_memory, probe
+from sdcli.models.hub import Say
+from sdcli.pipeline.machine import align, import_libraries, out_of_memory, probe, quiet
 from sdcli.pipeline.requests import identity
+
+if TYPE_CHECKING:
+    from sdcli.pipeline.drawing import Pipeline
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -53,6 +56,9 @@ def load(spec: ModelSpec | str, plan: DevicePlan | None = None, *, say: Say = qu
             warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
             pipe = _load_pipe(model, spec.safety_checker, getattr(torch, DTYPES[decision.dtype]))
         hashed.result()
+    # Rooms that are of no use before: a refusal does not wait for them.
+    from sdcli.pipeline.drawing import Pipeline
+
     pipeline = Pipeline(pipe, model, identity(model), decision, say)
     pipeline.seconds_to_load = time.monotonic() - began
     return pipeline

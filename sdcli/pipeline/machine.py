@@ -22,6 +22,10 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 ALIGNMENT = 64
 
 
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
 @cache
 def import_libraries() -> None:
     """Import torch, diffusers and transformers, without the garbage collector looking at each new object.

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sdcli import models, pictures, schedulers
-from sdcli.errors import InputMissing
-from sdcli.models import Model, adapters
-from sdcli.models.adapters import Kind
+from sdcli import models, schedulers
+from sdcli.models import Model
 from sdcli.models.hub import Say
-from sdcli.pipeline import upscaling
-from sdcli.prompts import syntax, tokens
+from sdcli.prompts import syntax
 from sdcli.record import ModelRecord
-from sdcli.request import Adapter, File, GenerationRequest, draw_seed
+from sdcli.request import GenerationRequest, draw_seed
 
+if TYPE_CHECKING:
+    from sdcli.models.adapters import Kind
+
+# The largest pack that `auto` takes: larger ones gain little (benchmarks/README.md), and more is lost with a kill.
+LARGEST_PACK = 16
 KINDS: tuple[Kind, ...] = ("lora", "embedding", "controlnet", "ip_adapter")
 PICTURES = ("init_image", "mask")
 
@@ -53,6 +55,8 @@ def _size(request: GenerationRequest, model: Model) -> tuple[int | None, int | N
     """Return the picture's size: as asked for, as the picture to start from has it, or as the model was trained for."""
     native = model.size
     if isinstance(request.init_image, str) and (request.outpaint or (native and not (request.width or request.height))):
+        from sdcli import pictures
+
         source = pictures.size_of(request.init_image)
         if (more := request.outpaint) is not None:
             source = (source[0] + more.left + more.right, source[1] + more.top + more.bottom)
@@ -78,83 +82,40 @@ def identity(model: Model) -> ModelRecord:
 # Files
 
 
+def names_files(request: GenerationRequest) -> bool:
+    """Whether a request names files: pictures, adapters or an upscaler."""
+    return any(getattr(request, field) for field in (*PICTURES, *KINDS, "upscale"))
+
+
 def pinned(request: GenerationRequest, model: Model, say: Say | None = None) -> GenerationRequest:
     """Return a request as records keep it, and as ids are made of it: files by their names, without folders, and SHA-256.
 
-    With `say`, which is told of it, adapters that are on the hub only are fetched.
-
-    Raises InputMissing, BadInput and ModelUnavailable for files that are not there or not what they are taken for.
+    With `say`, which is told of it, what is on the hub only is fetched. Raises InputMissing, BadInput and ModelUnavailable for
+    files that are not there or not what they are taken for.
     """
-    changed: dict[str, Any] = {
-        name: pinned_picture(value) for name in PICTURES if isinstance(value := getattr(request, name), str)
-    }
-    for kind in KINDS:
-        if found := getattr(request, kind):
-            changed[kind] = tuple(_pinned_adapter(kind, one, model, say) for one in found)
-    if request.upscale is not None and request.upscale.sha256 is None:
-        if say is not None:
-            upscaling.fetch(request.upscale, say)
-        changed["upscale"] = upscaling.pinned(request.upscale)
-    return msgspec.structs.replace(request, **changed) if changed else request
+    if not names_files(request):
+        return request
+    from sdcli.pipeline import files
 
-
-def pinned_picture(path: str) -> File:
-    return File(name=Path(path).name, sha256=pictures.sha256_of(path))
-
-
-def _pinned_adapter(kind: Kind, adapter: Adapter, model: Model, say: Say | None) -> Adapter:
-    found = adapters.find(kind, adapter, model.adapter_folders)
-    adapter = adapters.pin(adapters.fetch(found, say) if say is not None else found)
-    if isinstance(adapter.image, str):
-        adapter = msgspec.structs.replace(adapter, image=pinned_picture(adapter.image))
-    return adapter
+    return files.pinned(request, model, say)
 
 
 def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRequest:
     """Return a request out of a record with the pictures that it names, where files with those names and that content lie in
     one of the folders. Others stay as they are, and are refused by `check_files`."""
+    if not names_files(request):
+        return request
+    from sdcli.pipeline import files
 
-    def place(value: str | File | None) -> str | File | None:
-        found = pictures.find(value.name, value.sha256, folders) if isinstance(value, File) else None
-        return str(found) if found is not None else value
-
-    changed: dict[str, Any] = {name: place(getattr(request, name)) for name in PICTURES}
-    for kind in ("controlnet", "ip_adapter"):
-        changed[kind] = tuple(msgspec.structs.replace(a, image=place(a.image)) for a in getattr(request, kind))
-    if request.upscale is not None:
-        changed["upscale"] = upscaling.located(request.upscale, folders)
-    changed = {name: value for name, value in changed.items() if value != getattr(request, name)}
-    return msgspec.structs.replace(request, **changed) if changed else request
+    return files.located(request, folders)
 
 
 def check_files(request: GenerationRequest, model: Model) -> None:
     """Refuse files of a request that are not there, can't be read, or are made for other models; torch is not imported."""
-    for name in PICTURES:
-        _check_picture(getattr(request, name), f"--{name.replace('_', '-')}")
-    for kind in KINDS:
-        for one in getattr(request, kind):
-            _check_picture(one.image, f"--{kind.replace('_', '-')}")
-            adapters.check(kind, adapters.find(kind, one, model.adapter_folders), model)
-    if request.controlnet:
-        pictures.check_control(request.control_preprocess or "none")
-    if isinstance(request.mask, str):
-        pictures.check_mask(pictures.mask_of(pictures.open_picture(request.mask), request.invert_mask))
-    if request.upscale is not None:
-        drawn = resolve(request, model)
-        size = (drawn.width, drawn.height) if drawn.width and drawn.height else None
-        if size is not None and drawn.hires is not None:
-            size = models.enlarged(drawn, model)
-        upscaling.check(request.upscale, size)
+    if names_files(request):
+        from sdcli.pipeline import files
 
-
-def _check_picture(value: str | File | None, flag: str) -> None:
-    if isinstance(value, File):
-        raise InputMissing(
-            f"it was drawn from {value.name} (SHA-256 {value.sha256[:12]}...), which is not here",
-            f"give it with {flag}",
-        )
-    if value is not None:
-        pictures.size_of(value)
+        files.check(request, model)
 
 
 # Prompts
@@ -167,6 +128,8 @@ def check_prompt(request: GenerationRequest, model: Model) -> None:
 
 def chunks(request: GenerationRequest, model: Model) -> int:
     """Return how many chunks of tokens a request's prompts are encoded in; 1 for a model that is not here yet."""
+    from sdcli.prompts import tokens
+
     how = syntax.how(request, model.family)
     reader = tokens.Reader.of(model, _added(request, model)) if model.family and model.family.weighs else None
     if reader is None:
@@ -177,6 +140,10 @@ def chunks(request: GenerationRequest, model: Model) -> int:
 
 def _added(request: GenerationRequest, model: Model) -> dict[str, int]:
     """Return the words of a request's embeddings and how many tokens each is, as far as their files are here."""
+    if not request.embedding:
+        return {}
+    from sdcli.models import adapters
+
     found = (adapters.find("embedding", one, model.adapter_folders) for one in adapters.in_force(request.embedding))
     return dict(adapters.embedding_vectors(one) for one in found if one.path is not None)
 
