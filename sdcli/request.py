@@ -208,34 +208,49 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = None
     long_prompt: Annotated[
         Literal["chunk", "cut", "error"] | None,
-        meta("Prompts over 75 tokens: chunk, cut or error.", "--long-prompt", panel=WORDS, metavar="HOW"),
+        meta("Over 75 tokens: chunk (read all), cut or error.", "--long-prompt", panel=WORDS, metavar="HOW"),
     ] = None
     init_image: Annotated[
         str | File | None,
         meta("Picture to start from; - reads stdin.", "--init-image", "-i", panel=FROM, metavar="PICTURE"),
     ] = None
-    strength: Annotated[Share | None, meta("How far it may go from it: 0 to 1.", "--strength", panel=FROM)] = None
-    mask: Annotated[str | File | None, meta("What is repainted: white.", "--mask", panel=FROM, metavar="PICTURE")] = (
-        None
-    )
+    strength: Annotated[
+        Share | None, meta("How far to go from it, 0 to 1; else 0.8, with a mask 1.", "--strength", panel=FROM)
+    ] = None
+    mask: Annotated[
+        str | File | None,
+        meta("What is repainted of it: where this one is white.", "--mask", panel=FROM, metavar="PICTURE"),
+    ] = None
     invert_mask: Annotated[bool, meta("Repaint what is black instead.", "--invert-mask", panel=FROM)] = False
     mask_blur: Annotated[float, meta("Pixels over which the mask's edge is softened, outwards.", ge=0, le=512)] = 0.0
     outpaint: Annotated[
         Outpaint | None,
-        meta("Pixels to add: left=128,top=64 ...", "--outpaint", panel=FROM, metavar="SIDES", read=read_outpaint),
+        meta(
+            "Pixels to add and paint: left=128,top=64 ...",
+            "--outpaint",
+            panel=FROM,
+            metavar="SIDES",
+            read=read_outpaint,
+        ),
     ] = None
     resize: Annotated[
         Literal["fit", "fill", "stretch"] | None,
-        meta("How it takes another size: fit, fill or stretch.", "--resize", panel=FROM, metavar="HOW"),
+        meta("How it takes another size: fill, fit or stretch.", "--resize", panel=FROM, metavar="HOW"),
     ] = None
     lora: Annotated[
         Adapters,
-        meta("LoRA: file or hub id; repeatable.", "--lora", panel=ADAPTERS, metavar="LORA[:X]", read=read_adapter),
+        meta(
+            "LoRA, at weight X: file, name or hub id; repeatable.",
+            "--lora",
+            panel=ADAPTERS,
+            metavar="LORA[:X]",
+            read=read_adapter,
+        ),
     ] = ()
     embedding: Annotated[
         Adapters,
         meta(
-            "A word that was learned: file or hub id.",
+            "A word that was learned: file, name or hub id.",
             "--embedding",
             panel=ADAPTERS,
             metavar="FILE[=WORD]",
@@ -245,7 +260,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     controlnet: Annotated[
         Adapters,
         meta(
-            "ControlNet and its picture; repeatable.",
+            "ControlNet, the picture that it reads, its weight.",
             "--controlnet",
             panel=ADAPTERS,
             metavar="ID=IMAGE[:X]",
@@ -254,12 +269,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = ()
     control_preprocess: Annotated[
         Literal["none", "canny", "blur", "gray", "invert"] | None,
-        meta("What is made of its picture: canny, blur ...", "--control-preprocess", panel=ADAPTERS, metavar="NAME"),
+        meta("Made of that picture first: canny, blur ...", "--control-preprocess", panel=ADAPTERS, metavar="NAME"),
     ] = None
     ip_adapter: Annotated[
         Adapters,
         meta(
-            "IP-Adapter and its picture; repeatable.",
+            "IP-Adapter, the picture that it reads, its weight.",
             "--ip-adapter",
             panel=ADAPTERS,
             metavar="ID=IMAGE[:X]",
@@ -268,16 +283,28 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ] = ()
     variation: Annotated[
         Variation | None,
-        meta("Go so far towards another seed.", "--variation", panel=AFTER, metavar="SEED:X", read=read_variation),
+        meta(
+            "Turn the start towards another seed's: 0 to 1.",
+            "--variation",
+            panel=AFTER,
+            metavar="SEED:X",
+            read=read_variation,
+        ),
     ] = None
     hires: Annotated[
         Hires | None,
-        meta("Draw over it, enlarged: 2x:0.5.", "--hires", panel=AFTER, metavar="Nx[:X]", read=read_hires),
+        meta(
+            "Draw, enlarge, draw over at a strength: 2x:0.5.", "--hires", panel=AFTER, metavar="Nx[:X]", read=read_hires
+        ),
     ] = None
     upscale: Annotated[
         Upscale | None,
         meta(
-            "Enlarge it: lanczos:2, or a Swin2SR model.", "--upscale", panel=AFTER, metavar="NAME[:N]", read=read_upscale
+            "Enlarge the result: lanczos:2, or a Swin2SR model.",
+            "--upscale",
+            panel=AFTER,
+            metavar="NAME[:N]",
+            read=read_upscale,
         ),
     ] = None
 

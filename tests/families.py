@@ -40,6 +40,17 @@ def saved(name: str, to: Path) -> Path:
     return to
 
 
+def controlnet(model: Path, to: Path) -> Path:
+    """Save a ControlNet for a saved model with a U-Net."""
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(model / "unet", local_files_only=True)
+    torch.manual_seed(0)
+    lively(ControlNetModel.from_unet(unet, load_weights_from_unet=False)).save_pretrained(to)
+    return to
+
+
 def family(
     name: str, width: int = 64, height: int = 64
 ) -> Callable[[Callable[[], dict[str, Any]]], Callable[[], DiffusionPipeline]]:
@@ -346,8 +357,8 @@ def sd3() -> dict[str, Any]:
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=16,
+        out_channels=16,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -360,7 +371,10 @@ def sd3() -> dict[str, Any]:
     )
     return {
         "transformer": transformer,
-        "vae": autoencoder(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305),
+        # diffusers inpaints with sixteen channels only, which is what all models have.
+        "vae": autoencoder(
+            16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305
+        ),
         "text_encoder": clip(projected=True),
         "tokenizer": clip_tokenizer(),
         "text_encoder_2": clip(projected=True, hidden_act="gelu"),

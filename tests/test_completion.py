@@ -19,10 +19,10 @@ import pytest
 
 from sdcli.cli import completing
 from sdcli.device import DevicePlan
-from sdcli.models import ALIASES, ModelSpec, aliases
+from sdcli.models import ALIASES, ModelSpec, adapters, aliases
 from sdcli.options import options_of, plain_type
 from sdcli.output import OutputPlan
-from sdcli.request import GenerationRequest, JobOptions
+from sdcli.request import Adapter, GenerationRequest, JobOptions
 from sdcli.schedulers import SCHEDULERS
 from sdcli.settings import presets, presets_folder
 
@@ -104,12 +104,25 @@ TABLE: list[tuple[list[str], list[str]]] = [
     (["generate", "--sched"], ["--scheduler"]),
     (["generate", "--vae-t"], ["--vae-tiling"]),
     (["generate", "--no-vae-t"], ["--no-vae-tiling"]),
+    (["generate", "--prompt-syntax", ""], ["a1111", "compel", "plain"]),
+    (["tokens", "--prompt-syntax", "c"], ["compel"]),
+    (["tokens", "--long-prompt", ""], ["chunk", "cut", "error"]),
+    (["batch", "--long-prompt", ""], ["chunk", "cut", "error"]),
+    (["generate", "--resize", ""], ["fit", "fill", "stretch"]),
+    (["grid", "--control-preprocess", ""], ["none", "canny", "blur", "gray", "invert"]),
+    (["generate", "--upscale", ""], ["lanczos"]),
     (["config", "ge"], ["get"]),
     (["config", "set", "num_inf"], ["num_inference_steps"]),
     # Files: what sdcli says nothing of, bash completes as files.
     (["batch", "pro"], []),
     (["inspect", ""], []),
     (["generate", "--output", "pic"], []),
+    (["generate", "--init-image", "pic"], []),
+    (["generate", "--mask", ""], []),
+    (["generate", "--vary", ""], []),
+    # A path to an adapter, and the picture that one reads; bash makes a word of the =.
+    (["generate", "--lora", "./"], []),
+    (["generate", "--controlnet", "edges", "=", "pic"], []),
     (["generate", "--steps", ""], []),
     # No such command, and no such option.
     (["nothing", "--mod"], []),
@@ -181,6 +194,26 @@ def test_models_presets_and_aliases_of_the_user_are_known(tmp_path: Path) -> Non
     # An unreadable table of aliases takes nothing else away.
     (config / "aliases.toml").write_text("= nonsense")
     assert user.answer("generate", "--model", "org") == ["org/fine-model"]
+
+
+def test_adapters_are_known_by_their_names(tmp_path: Path) -> None:
+    """Those in the folder of adapters; a ControlNet may be a folder."""
+    user = User(tmp_path)
+    folder = tmp_path / "config/sdcli/adapters"
+    for file in (
+        "oil.safetensors", "sdxl/film.v2.safetensors", "o$(touch x).safetensors", "old.pt", "edges/config.json",
+        "edges/diffusion_pytorch_model.safetensors",
+    ):  # fmt: skip
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    for flag in ("--lora", "--embedding", "--ip-adapter"):
+        assert user.answer("generate", flag, "") == ["film.v2", "oil"]
+    assert user.answer("batch", "x.txt", "--controlnet", "") == ["edges", "film.v2", "oil"]
+    assert user.answer("generate", "--lora", "oil", "--lora", "fi") == ["film.v2"]
+    assert user.answer("generate", "--lora", "", SDCLI_ADAPTER_DIR=str(folder / "sdxl")) == ["film.v2"]
+    # They are found by these names.
+    for name in ("edges", "film.v2", "oil"):
+        assert adapters.find("controlnet", Adapter(name=name), [folder]).path is not None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ PACKAGE = Path(sdcli.__file__).parent
 # From the top down; a room may import those below it, and none above.
 FLOORS = [
     {"cli", "__main__"},
+    {"explain"},
     {"jobs"},
     {"pipeline"},
     {"settings"},

@@ -12,13 +12,16 @@ import pytest
 
 from sdcli import __version__
 from sdcli.cli.main import COMMANDS
-from sdcli.models import known
+from sdcli.models import adapters, known
+from sdcli.models.families import FAMILIES
 from sdcli.options import options_of
 from sdcli.settings import RECORDS, presets_folder
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TABLE = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
+ABILITIES = re.compile(r"(<!-- families -->\n).*?(<!-- /families -->)", re.DOTALL)
+PICTURE = re.compile(r"!\[([^]]*)\]\(([^)]+)\)")
 BLOCK = re.compile(r"(<!-- help: (\S+) -->\n```\n).*?(```\n)", re.DOTALL)
 
 
@@ -36,9 +39,23 @@ def help_of(command: str) -> str:
     return "".join(line.rstrip() + "\n" for line in done.stdout.strip("\n").splitlines())
 
 
+def abilities() -> str:
+    """Return a table of what each family can do, families that can do the same in one row."""
+    able: dict[tuple[bool, ...], list[str]] = {}
+    for family in FAMILIES.values():
+        takes = [adapters.takes(kind, family.class_name) for kind in ("lora", "embedding", "controlnet", "ip_adapter")]
+        row = (family.weighs, "image" in family.starts, "mask" in family.starts, *takes)
+        able.setdefault(row, []).append(family.name)
+    columns = "families", "weights, any length", "picture", "mask", "LoRA", "embedding", "ControlNet", "IP-Adapter"
+    rows = [columns, ("---",) * len(columns)]
+    rows += [(", ".join(names), *("yes" if can else "-" for can in row)) for row, names in able.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def renewed(text: str) -> str:
-    """Return the README with each block of help, and the table of models, made anew."""
+    """Return the README with each block of help, and the tables of models and families, made anew."""
     text = TABLE.sub(lambda m: m[1] + known.markdown() + m[2], text)
+    text = ABILITIES.sub(lambda m: m[1] + abilities() + m[2], text)
     return BLOCK.sub(lambda m: m[1] + help_of(m[2]) + m[3], text)
 
 
@@ -48,8 +65,19 @@ def test_help_in_the_readme_is_not_stale() -> None:
     assert renewed(text) == text, "run `python -m tests.test_readme`"
 
 
-def test_the_table_of_models_is_in_the_readme() -> None:
-    assert TABLE.search(README.read_text("utf-8"))
+def test_the_tables_are_in_the_readme() -> None:
+    text = README.read_text("utf-8")
+    assert TABLE.search(text) and ABILITIES.search(text)
+
+
+def test_pictures_in_the_readme_are_there_and_each_is_drawn_by_the_script() -> None:
+    """And each picture that is there is shown, with words for those who do not see it."""
+    shown = PICTURE.findall(README.read_text("utf-8"))
+    files = {path for _, path in shown}
+    assert files == {f"docs/{file.name}" for file in (ROOT / "docs").glob("*.png")} and len(files) > 5
+    assert all(words for words, _ in shown)
+    drawn = re.findall(r"^def (\w+)\(folder: Path\)", (ROOT / "docs" / "pictures.py").read_text("utf-8"), re.MULTILINE)
+    assert {f"docs/{name}.png" for name in drawn} == files
 
 
 def test_every_option_is_in_the_help() -> None:

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import output
-from sdcli.cli import batching, drawing
+from sdcli.cli import batching, drawing, seeing
 from sdcli.cli.batching import HOW_IT_RUNS, FailFast, Fresh, MaxFailures, RetryFailed
 from sdcli.cli.drawing import Assign, DryRun, Loading, Preset, Size
 from sdcli.cli.main import app, finishing, screen
+from sdcli.cli.seeing import Graphics, Show
 from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -79,6 +80,8 @@ def batch(
             help="Answer each line of stdin with JSON as it comes.",
         ),
     ] = False,
+    show: Show = False,
+    graphics: Graphics = None,
     preset: Preset = None,
     pictures: Annotated[
         list[str] | None,
@@ -112,6 +115,7 @@ def batch(
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures
+    shown = seeing.between(seeing.terminal(graphics, wanted=show))
     if stream:
         if files != ["-"] or dry_run or again_from:
             raise UsageError(
@@ -135,7 +139,7 @@ def batch(
             coming = batches.arriving(sys.stdin.buffer, planner, input_format, interrupted)
             how = batching.how(
                 ready, load, where, out, results, Tally(total=None), answers=True, in_order=True,
-                retry_failed=retry_failed, max_failures=failures, interrupted=interrupted,
+                retry_failed=retry_failed, max_failures=failures, interrupted=interrupted, show=shown,
             )  # fmt: skip
             batching.go(how, ready, batches.jobs(coming, ready, planner.expander), results)
         return
@@ -164,7 +168,7 @@ def batch(
             return
         batching.run(
             read, found, planner, where, out, results, load, options=options, fresh=fresh, retry_failed=retry_failed,
-            max_failures=failures,
+            max_failures=failures, show=shown,
         )  # fmt: skip
 
 

@@ -262,6 +262,31 @@ def presets() -> list[str]:
     return sorted(filter(_PLAIN.fullmatch, found))
 
 
+def adapters() -> list[str]:
+    """Return the names of the files in the folder of adapters, and in its folders.
+
+    Where settings name another folder is looked up when a command runs; here the variable alone says it.
+    """
+    return _of_adapters(folders=False)
+
+
+def controlnets() -> list[str]:
+    """Return the names of the adapters, and of the folders in diffusers' layout beside them."""
+    return _of_adapters(folders=True)
+
+
+def _of_adapters(*, folders: bool) -> list[str]:
+    place = Path(os.environ.get("SDCLI_ADAPTER_DIR") or places.config_folder() / "adapters")
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        for file in (*place.glob("*"), *place.glob("*/*")):
+            if (file / "config.json").is_file():
+                found |= {file.name} if folders else set()
+            elif file.suffix == ".safetensors" and not (file.parent / "config.json").is_file():
+                found.add(file.stem)
+    return sorted(filter(_PLAIN.fullmatch, found))
+
+
 def keys() -> list[str]:
     """Return the fields that settings may set."""
     from sdcli import settings
@@ -278,9 +303,14 @@ VALUES: dict[str, Callable[[], Iterable[str]]] = {
     "key": keys,
     "device": lambda: ("auto", "cpu", "cuda", "mps", "xpu"),
     "attention_slicing": lambda: ("auto", "on", "off", "max"),
+    "lora": adapters,
+    "embedding": adapters,
+    "controlnet": controlnets,
+    "ip_adapter": adapters,
+    "upscale": lambda: ("lanczos",),
 }
 # Those of them that are looked up each time.
-ON_DISK = ("model", "vae", "preset")
+ON_DISK = ("model", "vae", "preset", "lora", "embedding", "controlnet", "ip_adapter")
 
 
 def of_field(name: str, hint: Any = None) -> Callable[[], Iterable[str]] | None:

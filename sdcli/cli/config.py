@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from sdcli.cli.main import app, screen
@@ -100,7 +101,7 @@ def get(key: Key, as_json: Json = False) -> None:
         default = names()[field].default if field in names() else None  # size is none.
         results.event(_setting(field, value, origin, default))
     else:
-        results.text("" if value is None else value if isinstance(value, str) else json.dumps(value))
+        results.text("" if value is None else value if isinstance(value, str) else _text(value))
         screen.say(f"{field}: {origin}" if value is not None else f"{field}: the model or the run decides")
 
 
@@ -177,8 +178,15 @@ def _told(place: Place, key: str, written: Written, done: str, nothing: str) -> 
 
 
 def _setting(key: str, value: Any, origin: str, default: Any) -> dict[str, Any]:
-    return {"schema": 1, "event": "setting", "key": key, "value": value, "origin": origin, "default": default}
+    return {
+        "schema": 1,
+        "event": "setting",
+        "key": key,
+        "value": msgspec.to_builtins(value),
+        "origin": origin,
+        "default": default,
+    }
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else json.dumps(value)
+    return "-" if value is None else json.dumps(msgspec.to_builtins(value))

@@ -8,21 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import metadata, output, pipeline
-from sdcli.cli import drawing
+from sdcli.cli import drawing, seeing
 from sdcli.cli.drawing import Assign, DryRun, From, Loading, Preset, Size
 from sdcli.cli.main import app, screen
+from sdcli.cli.seeing import Animate, AnimateClean, Graphics, Preview, SaveSteps, Show
 from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, InputMissing, UsageError
-from sdcli.jobs import again, jobs, plans
+from sdcli.jobs import again, jobs, plans, watching
 from sdcli.jobs.jobs import Asked, Job, Seeds, fitted
 from sdcli.jobs.runner import How, Runner, Tally
+from sdcli.jobs.watching import Watch
 from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
+from sdcli.pipeline import previewing
 from sdcli.prompts.wildcards import looks_dynamic
-from sdcli.request import AFTER, GenerationRequest, JobOptions
+from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Merged
 
 EXAMPLES = """Draw pictures from text.
@@ -55,9 +58,15 @@ def generate(
     vary: Annotated[
         str | None,
         typer.Option(
-            "--vary", metavar="PICTURE", help="More like this: --from it, each a variation.", rich_help_panel=AFTER
+            "--vary", metavar="PICTURE", help="More like this: --from it, each a variation."
         ),
     ] = None,
+    preview: Preview = False,
+    show: Show = False,
+    graphics: Graphics = None,
+    animate: Animate = None,
+    animate_clean: AnimateClean = False,
+    save_steps: SaveSteps = None,
     as_json: Json = False,
     print0: Print0 = False,
     dry_run: DryRun = False,
@@ -106,6 +115,9 @@ def generate(
         raise UsageError(
             "with --overwrite one prompt's picture may overwrite another's", "add {id} or {index} to the template"
         )
+    if animate_clean and animate is None:
+        raise UsageError("--animate-clean is for --animate", "add --animate FILE.gif, or leave it out")
+    kept = watching.kept(animate, save_steps, where, clean=animate_clean, pictures=len(made), say=screen.say)
     if dry_run:
         seeded = merged.values.get("seed") not in (None, -1)
         identity = pipeline.identity(model) if model.is_here else None
@@ -119,7 +131,14 @@ def generate(
             drawing.show_plan(event, results)
         return
     results.to_stdout = where.kind == "stdout"
+    terminal = seeing.terminal(graphics, wanted=preview or show)
     loaded = Loading(model, spec, plan)()
+    watches: list[Watch] = []
+    if kept is not None:
+        previewing.check(loaded)
+        watches.append(kept)
+    if preview and terminal is not None:
+        watches += seeing.previews(terminal, loaded, len(made))
     if not model.is_here:
         # What its family wants is known only now.
         model = loaded.model
@@ -140,6 +159,8 @@ def generate(
         tell=results.event,
         watcher=screen,
         tally=Tally(total=len(made)),
+        watches=watches,
+        show=seeing.between(terminal) if show else None,
     )
     Runner(how).run(made)
 

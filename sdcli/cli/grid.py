@@ -8,16 +8,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdcli import __version__, output, pipeline
-from sdcli.cli import batching, drawing
+from sdcli.cli import batching, drawing, seeing
 from sdcli.cli.batching import FailFast, Fresh, MaxFailures, RetryFailed
 from sdcli.cli.drawing import Assign, DryRun, Loading, Preset, Size
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
+from sdcli.cli.seeing import Graphics, Show
 from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -34,6 +35,9 @@ from sdcli.output import Destination, OutputPlan
 from sdcli.record import pixels_of
 from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Merged
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 EXAMPLES = """Draw a prompt with every combination of some values, and a labelled sheet of them.
 
@@ -67,6 +71,8 @@ def grid(
     fresh: Fresh = False,
     max_failures: MaxFailures = None,
     fail_fast: FailFast = False,
+    show: Show = False,
+    graphics: Graphics = None,
     preset: Preset = None,
     as_json: Json = False,
     print0: Print0 = False,
@@ -104,6 +110,7 @@ def grid(
         )  # fmt: skip
         return
 
+    shown = seeing.between(seeing.terminal(graphics, wanted=show))
     resolved = [pipeline.resolve(one.request, model) for one, _ in asked]
     if all(r.width and r.height for r in resolved):
         sizes = {(c.x, c.y, c.z): (r.width or 0, r.height or 0) for c, r in zip(cells, resolved, strict=True)}
@@ -113,7 +120,9 @@ def grid(
         return [_asked(cell, axes, planner, request)[0] for cell in cells]
 
     def at_end(ready: Ready) -> None:
-        _sheet(prompt, axes, list(zip(cells, read(), strict=True)), planner, ready, where, out, results)
+        made = _sheet(prompt, axes, list(zip(cells, read(), strict=True)), planner, ready, where, out, results)
+        if shown is not None:
+            shown(made)
 
     batching.run(
         read, batches.survey(read(), planner), planner, where, out, results, Loading(model, spec, plan), options=options,
@@ -146,8 +155,8 @@ def _sheet(
     where: Destination,
     files: OutputPlan,
     results: Results,
-) -> None:
-    """Make the contact sheet out of the cells' pictures, and tell of it."""
+) -> Image:
+    """Make the contact sheet out of the cells' pictures, tell of it and return it."""
     folder = output.folder_of(where)[0]
     pictures: dict[tuple[int, int, int], Path | str] = {}
     drawn: list[sheet.Drawn] = []
@@ -190,3 +199,4 @@ def _sheet(
     path = folder / f"grid-{name}.png"
     output.write(path, data, overwrite=True)
     results.event(events.sheet(id, str(path), image.width, image.height, pixels_of(image).sha256))
+    return image

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    screen.verbosity, screen.as_json, screen.at_leaving = 0, False, None
+    screen.verbosity, screen.as_json, screen.at_leaving, screen.preview = 0, False, None, None
     screen.argv = argv
     interrupted = 128 + signal.SIGINT
     try:
@@ -193,7 +193,8 @@ def _straight(text: str) -> None:
 
 
 COMMANDS = (
-    "generate", "batch", "grid", "inspect", "verify", "tokens", "schedulers", "models", "presets", "config", "doctor",
+    "generate", "batch", "grid", "inspect", "verify", "tokens", "schedulers", "models", "presets", "config", "doctor", "show",
+    "gallery", "explain",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.errors import SdcliError
 
 if TYPE_CHECKING:
+    from sdcli.cli.seeing import Terminal
     from sdcli.jobs.runner import Tally
     from sdcli.pipeline import Step
 
@@ -51,6 +52,8 @@ class Screen:
         # Whether machines are told, and who is to be told before a signal ends the process.
         self.as_json = False
         self.at_leaving: Callable[[SdcliError], None] | None = None
+        # Where pictures form, if they are shown: what tells of the steps then, instead of the bar.
+        self.preview: Terminal | None = None
         self._progress: Any = None
         self._task: Any = None
 
@@ -78,7 +81,7 @@ class Screen:
 
     def step(self, step: Step, label: str) -> None:
         """Move the bar: step, time per step and time left. Drawn on a terminal only."""
-        if not self.draws:
+        if not self.draws or self.preview is not None:
             return
         if self._progress is None:
             from rich.console import Console
@@ -124,7 +127,9 @@ class Screen:
         self._progress.update(self._task, completed=ended, description=text, counts=counts)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, or what is shown of a picture that is being drawn."""
+        if self.preview is not None:
+            self.preview.clear()
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -132,6 +137,8 @@ class Screen:
     def _line(self, text: str) -> None:
         # Without a stderr there is nobody to tell.
         with suppress(OSError, ValueError, AttributeError, RuntimeError):
+            if self.preview is not None:
+                self.preview.clear()
             if self._progress is not None:
                 self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:

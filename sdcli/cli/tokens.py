@@ -49,13 +49,14 @@ def tokens(
         str | None,
         typer.Option(
             "--prompt-syntax", metavar="NAME", help="a1111, compel or plain.",
-            autocompletion=completing.of_field("prompt_syntax"),
+            autocompletion=completing.of_field("prompt_syntax", settings.names()["prompt_syntax"].type),
         ),
     ] = None,
     long_prompt: Annotated[
         str | None,
         typer.Option(
-            "--long-prompt", metavar="HOW", help="chunk, cut or error.", autocompletion=completing.of_field("long_prompt")
+            "--long-prompt", metavar="HOW", help="chunk, cut or error.",
+            autocompletion=completing.of_field("long_prompt", settings.names()["long_prompt"].type),
         ),
     ] = None,
     steps: Annotated[

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from pathlib import PurePath
 from typing import Any
 
 import msgspec
@@ -34,6 +36,9 @@ MOST_CELLS = 10_000
 EXAMPLE = "for example steps=10,20,30, cfg=1..9/5 or prompt:cat=cat,dog"
 RANGES = "a range is 10..50+10, 50..10-10 or 10..50/5"
 # Digits are limited, so that arithmetic on them is exact in `_DIGITS`.
+# Fields whose values are files, or name some.
+FILES = ("init_image", "mask")
+ADAPTERS = ("lora", "embedding", "controlnet", "ip_adapter", "upscale")
 _NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
 _RANGE = re.compile(rf"(?P<first>[+-]?(?:{_NUMBER}))\.\.(?P<last>[+-]?(?:{_NUMBER}))(?P<by>[-+/])(?P<step>{_NUMBER})")
 _DIGITS = 60
@@ -86,9 +91,19 @@ def axis(letter: str, text: str) -> Axis:
     values = tuple(_convert(origin, name, field, t) for t in texts)
     if field == "size":
         texts = list(values)
-    shown = [t or "(empty)" for t in texts]
+    shown = [(_folderless(t) if field in FILES or field in ADAPTERS else t) or "(empty)" for t in texts]
     labels = tuple(shown if field == "prompt" else (f"{name} {t}" for t in shown))
     return Axis(letter=letter, field=field, name=name, search=search or None, values=values, labels=labels)
+
+
+def named(path: str) -> str:
+    """Return a path's last part; of a hub's name, all."""
+    return PurePath(path).name if os.path.isabs(path) or path.startswith((".", "~")) or os.path.exists(path) else path
+
+
+def _folderless(text: str) -> str:
+    """Return a value of a field that names files, without their folders."""
+    return re.sub(r"[^=\[\]\",{} ]*/[^=\[\]\",{}:]*", lambda found: named(found[0]), text)
 
 
 def cells(prompt: str, axes: Sequence[Axis]) -> Iterator[Cell]:

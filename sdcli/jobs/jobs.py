@@ -8,6 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -21,6 +22,8 @@ from sdcli.record import said_of
 from sdcli.request import GenerationRequest, JobOptions, draw_seed
 from sdcli.settings import Merged
 
+# Where values come from that somebody has just typed.
+TYPED = ("flag", "--set", "argument")
 # So many a prompt is expanded to without a word: a second's work. More are hardly meant.
 MOST_PROMPTS = 100_000
 
@@ -170,7 +173,7 @@ def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
     A preset is made for many models; what somebody asks for by a flag of its own is refused instead. Settings of the format
     give way to the output's ending.
     """
-    family, left = model.family, []
+    family, left, merged = model.family, [], _located(merged)
     said = output.format_of(merged.values.get("output"))
     if said and settings.is_setting(merged.origins.get("format")):
         merged = merged.without("format")
@@ -178,9 +181,10 @@ def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
         merged = merged.without("quality")
     for name in checking.idle(merged.build(GenerationRequest, **({} if "prompt" in merged.values else {"prompt": ""}))):
         origin = merged.origins.get(name, "")
-        if settings.is_setting(origin) or origin.startswith("preset "):
+        taken_away = any(merged.values.get(other, True) in (None, ()) for other in checking.NEEDS[name])
+        if settings.is_setting(origin) or origin.startswith("preset ") or (taken_away and origin not in TYPED):
             merged = merged.without(name)
-            left += [f"{name} ({origin})"] * (not settings.is_setting(origin))
+            left += [f"{name} ({origin})"] * origin.startswith("preset ")
     if family is None:
         return merged, tuple(left)
     useless = {"scheduler": family.own_scheduler is not None, "attention_slicing": not family.slices}
@@ -197,10 +201,22 @@ def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
     return merged, tuple(left)
 
 
+def _located(merged: Merged) -> Merged:
+    """Return merged values with the pictures that a preset names as records do, where they lie in the current folder."""
+    asked = merged.build(GenerationRequest, **({} if "prompt" in merged.values else {"prompt": ""}))
+    here = pipeline.located(asked, (Path(),))
+    if here is asked:
+        return merged
+    found = {
+        name: getattr(here, name) for name in merged.values if getattr(here, name, None) != getattr(asked, name, None)
+    }
+    return dataclasses.replace(merged, values={**merged.values, **found})
+
+
 def _explained(error: UsageError, merged: Merged) -> UsageError:
     """Say where a value that is refused comes from, if it was not typed."""
     origin = merged.origins.get(error.field or "", "flag")
-    if origin not in ("flag", "--set", "argument"):
+    if origin not in TYPED:
         error.hint = "; ".join(filter(None, [error.hint, f"it is set by: {origin}"]))
     return error
 

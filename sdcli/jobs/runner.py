@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +29,9 @@ from sdcli.errors import (
 from sdcli.jobs import events
 from sdcli.jobs.jobs import Job, Refused, packs
 from sdcli.jobs.journal import Journal, holds
+from sdcli.jobs.watching import Watch
 from sdcli.output import Destination, OutputPlan
+from sdcli.pipeline import Listener, Together
 from sdcli.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class How:
     killed run left without a line. `interrupted` gives the number of the signal that asks to stop after what is in
     flight. After `max_failures` the run stops. `each`: people get a line a picture, else `tally` tells of them all.
     `answers`: each line that comes is answered in its turn, with the event of an earlier run where that has done it.
+    `watches` look on while packs are drawn; `show` is given each picture (Pillow, RGB) once it has been written.
     """
 
     load: Callable[[], Pipeline]
@@ -117,6 +120,8 @@ class How:
     retry_failed: bool = False
     max_failures: int | None = None
     interrupted: Callable[[], int | None] = _never
+    watches: Sequence[Watch] = ()
+    show: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +144,8 @@ class Runner:
         self._writing: deque[tuple[Job, Future[_Written]]] = deque()
         # Jobs on their way, by id and own destination, each with the lines of the equal ones that are reported with it.
         self._equal: dict[tuple[str, Destination | None], list[int | None]] = {}
+        # The ids that the jobs on their way had when they came, by their place: a file of theirs may go, or change, before the end.
+        self._ids: dict[int, str] = {}
         self._failed_before = self._refused = 0
         self._in_a_row: list[type[SdcliError]] = []
         self._last_failure: SdcliError | None = None
@@ -193,7 +200,8 @@ class Runner:
             raise failed
         if self._failed_before:
             raise SomeFailed(
-                f"{self._failed_before} failed in an earlier run, and were not tried again", "--retry-failed tries them"
+                f"{self._failed_before} failed in an earlier run, and were not tried again",
+                "--retry-failed tries them",
             )
 
     # What need not be drawn
@@ -209,16 +217,42 @@ class Runner:
             if isinstance(job, Refused):
                 self._refused += 1
                 self._fail(job, job.error, said=self._refused <= TOLD)
-            elif job is None or self.journal is None or not self._is_known(job, self.journal):
+            elif job is None or self.journal is None:
+                yield job
+            elif self._id_of(job) is None:
+                self._gone(job)
+            elif not self._is_known(job, self.journal):
                 yield job
 
+    def _id_of(self, job: Job) -> str | None:
+        """Return the id that a job had when it came, None where a file of it is gone since it was looked at."""
+        if job.index not in self._ids:
+            try:
+                self._ids[job.index] = self.how.id_of(job.request)
+            except ENDS_ALL:
+                raise
+            except SdcliError:
+                return None
+        return self._ids[job.index]
+
+    def _gone(self, job: Job) -> None:
+        """Tell of a job that has no id, why."""
+        try:
+            self.how.id_of(job.request)
+        except SdcliError as error:
+            self._fail(job, error)
+
     def _is_there(self, job: Job) -> bool:
-        id = self.how.id_of(job.request)
-        return (id, job.destination) in self._equal or (self.journal is not None and self.journal.find(id) is not None)
+        id = self._id_of(job)
+        return (
+            id is not None
+            and (id, job.destination) in self._equal
+            or (id is not None and self.journal is not None and self.journal.find(id) is not None)
+        )
 
     def _is_known(self, job: Job, journal: Journal) -> bool:
         """Say whether a job needs no drawing: an equal one is on its way, or it ended in this run or an earlier one."""
-        id = self.how.id_of(job.request)
+        id = self._ids.pop(job.index)
         if (id, job.destination) in self._equal:
             self._equal[id, job.destination].append(job.line)
             return True
@@ -243,7 +277,7 @@ class Runner:
             # The run that drew it was killed before it could tell anybody.
             self._tell(event)
             return True
-        self._equal[id, job.destination] = []
+        self._equal[id, job.destination], self._ids[job.index] = [], id
         return False
 
     def _is_whole(self, path: Path, id: str, pixels: str | None) -> bool:
@@ -283,17 +317,19 @@ class Runner:
                 batch_size=self.how.batch_size,
                 templates=[job.template for job in pack],
                 tags=[job.tags for job in pack],
-                listener=partial(self._step, pack[0]),
+                listener=self._listener(self._pipeline, pack),
             ):
                 if self.how.each:
                     self.watcher.stop()
+                for watch in self.how.watches:
+                    watch.drawn(pack[done], image)
                 future = self._pool.submit(self._write_if_possible, pack[done], image, len(pack))
                 self._writing.append((pack[done], future))
                 done += 1
                 self._collect(at_most=2 * self.how.batch_size)
         except Exception as error:
             if isinstance(error, SdcliError) and not isinstance(error, ENDS_ALL) and len(pack) - done == 1:
-                error.id = self.how.id_of(pack[-1].request)
+                error.id = self._id_of(pack[-1])
             if isinstance(error, ENDS_ALL) or done == len(pack) or not self._is_a_jobs(error):
                 raise
             if len(pack) - done > 1:
@@ -303,6 +339,14 @@ class Runner:
                 return
             self._collect(at_most=0)
             self._fail(pack[-1], _as_failure(error))
+        for watch in self.how.watches:
+            watch.finish()
+
+    def _listener(self, pipeline: Pipeline, pack: list[Job]) -> Listener:
+        own = partial(self._step, pack[0])
+        if not self.how.watches:
+            return own
+        return Together([own, *(watch.pack(pipeline, pack) for watch in self.how.watches)])
 
     def _is_a_jobs(self, error: Exception) -> bool:
         """Whether an error is told as a job's own: what nobody expected ends `generate` and no batch."""
@@ -323,14 +367,18 @@ class Runner:
         error.line = job.line
         own = None
         if isinstance(job, Job):
-            error.id, own = self.how.id_of(job.request), job.destination
+            error.id, own = self._id_of(job), job.destination
+            self._ids.pop(job.index, None)
         event = events.error(error, line=job.line)
         if self.journal is not None and error.id is not None:
             self._note(event, self.journal)
         self._last_failure = error
         self._tell(event, own)
         if isinstance(error, NOT_ONES_OWN) and not (isinstance(error, CannotCreateOutput) and own is not None):
-            self._in_a_row = [*(kind for kind in self._in_a_row if kind is type(error)), type(error)]
+            self._in_a_row = [
+                *(kind for kind in self._in_a_row if kind is type(error)),
+                type(error),
+            ]
             if len(self._in_a_row) == IN_A_ROW:
                 error.told = True
                 raise error
@@ -387,7 +435,12 @@ class Runner:
         return _Written(event=event, place=place, image=image)
 
     def _left_under_its_name(
-        self, id: str, destination: Destination, naming: output.Naming, data: bytes, pixels: str
+        self,
+        id: str,
+        destination: Destination,
+        naming: output.Naming,
+        data: bytes,
+        pixels: str,
     ) -> Path | None:
         """Return this very picture where an earlier run left it under its name, and no line tells of it.
 
@@ -419,7 +472,7 @@ class Runner:
                 written = future.result()
             except Exception as error:
                 if isinstance(error, SdcliError):
-                    error.id, error.line = self.how.id_of(job.request), job.line
+                    error.id, error.line = self._id_of(job), job.line
                 if isinstance(error, ENDS_ALL) or not self._is_a_jobs(error):
                     raise
                 self._writing.popleft()
@@ -432,7 +485,9 @@ class Runner:
             for warning in written.event["warnings"]:
                 self.watcher.warn(warning)
             self._say(written.image)
-            self._tell(written.event, job.destination)
+            self._tell(written.event, job.destination, self._ids.pop(job.index, None))
+            if self.how.show is not None:
+                self.how.show(written.image.image)
 
     def _say(self, image: GeneratedImage) -> None:
         record = image.record
@@ -443,9 +498,15 @@ class Runner:
             level=0 if self.how.each else 1,
         )
 
-    def _tell(self, event: dict[str, Any], own: Destination | None = None) -> None:
-        """Count an event and tell it, and the same of each equal job that came meanwhile."""
-        equal = self._equal.pop((event["id"], own), []) if event["id"] else []
+    def _tell(
+        self,
+        event: dict[str, Any],
+        own: Destination | None = None,
+        id: str | None = None,
+    ) -> None:
+        """Count an event and tell it, and the same of each equal job that came meanwhile; `id` is what they came with."""
+        id = id or event["id"]
+        equal = self._equal.pop((id, own), []) if id else []
         for one in (event, *({**event, "line": line} for line in equal)):
             if one["event"] == "image":
                 self.tally.done += 1
@@ -474,7 +535,10 @@ def _as_failure(error: Exception) -> SdcliError:
     """Return what a job failed of; what nobody expected is a bug."""
     if isinstance(error, SdcliError):
         return error
-    bug = Bug(f"{type(error).__name__}: {error}", "this is a bug in sdcli: please report it, with what -vv says")
+    bug = Bug(
+        f"{type(error).__name__}: {error}",
+        "this is a bug in sdcli: please report it, with what -vv says",
+    )
     bug.__cause__ = error
     return bug
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from sdcli.errors import BadInput, UsageError
-from sdcli.jobs.grids import Axis
+from sdcli.jobs.grids import FILES, Axis, named
 from sdcli.metadata import ours, png, xmp
 from sdcli.record import SCHEMA
 from sdcli.settings import is_unicode
@@ -186,15 +188,30 @@ def sheet(axes: Sequence[Axis], pictures: Mapping[Key, Image | Path | str], *, t
 
 
 def record(prompt: str, axes: Sequence[Axis], cells: Sequence[Drawn], versions: Mapping[str, str]) -> dict[str, Any]:
-    """Return the sheet's own record, as JSON has it: the axes in full, and of each cell where its picture is."""
+    """Return the sheet's own record, as JSON has it: the axes in full, and of each cell where its picture is.
+
+    Files are in it by their names, without folders.
+    """
     return {
         "schema": SCHEMA,
         "kind": "grid",
         "prompt": prompt,
-        "axes": [asdict(axis) for axis in axes],
+        "axes": [{**asdict(axis), "values": _plain(axis.field, axis.values)} for axis in axes],
         "cells": [asdict(cell) for cell in cells],
         "versions": dict(versions),
     }
+
+
+def _plain(field: str, values: Sequence[Any]) -> list[Any]:
+    """Return an axis's values as JSON has them."""
+    plain: list[Any] = msgspec.to_builtins(list(values))
+    if field in FILES:
+        return [named(value) for value in plain]
+    for value in plain:
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, dict):
+                one.update({key: named(one[key]) for key in ("name", "image") if isinstance(one.get(key), str)})
+    return plain
 
 
 def encode(image: Image, record: Mapping[str, Any] | None, mark: Mapping[str, str] | None = None) -> bytes:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from sdcli import metadata, models, pipeline, schedulers
+from sdcli import metadata, models, pipeline, schedulers, settings
 from sdcli.device import DevicePlan, Probe
 from sdcli.errors import BadInput, InputMissing, ModelUnavailable, SdcliError, UsageError
 from sdcli.jobs import again
@@ -289,8 +289,9 @@ def spec_of(
     A repository is pinned to its commit. What lay on somebody's disk is recorded by its name, which is looked for nowhere:
     whoever has it says where. Raises ModelUnavailable, and BadInput for what is no model.
     """
+    folder = settings.merge(*settings.sources()).values.get("adapter_dir")
     if model is not None:
-        return ModelSpec(model=model, vae=vae, model_config=config)
+        return ModelSpec(model=model, vae=vae, model_config=config, adapter_dir=folder)
     others = [name.removeprefix("--vae/") for name in record.files if name.startswith("--vae/")]
     if others and vae is None:
         raise ModelUnavailable(
@@ -302,9 +303,9 @@ def spec_of(
         if name is None:
             said = f"{record.repo}@{record.commit}" if record.commit is not None else record.repo
             raise BadInput(f"its record names a model that can't be: {_short(said)}", "say another with --model")
-        return ModelSpec(model=name, vae=vae)
+        return ModelSpec(model=name, vae=vae, adapter_dir=folder)
     if record.name in models.ALIASES and models.ALIASES[record.name].repo is None:
-        return ModelSpec(model=record.name, vae=vae)
+        return ModelSpec(model=record.name, vae=vae, adapter_dir=folder)
     raise ModelUnavailable(
         f"it was drawn by {_short(record.name)}, and its record does not say where that lies",
         "say it with --model PATH: its files are compared with those that the record hashes",

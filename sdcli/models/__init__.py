@@ -7,6 +7,7 @@ from sdcli.models.checking import check_size as check_size
 from sdcli.models.checking import enlarged as enlarged
 from sdcli.models.checking import heeds_negative as heeds_negative
 from sdcli.models.checking import start_of as start_of
+from sdcli.models.checking import steps_of as steps_of
 from sdcli.models.checking import strength_of as strength_of
 from sdcli.models.families import FAMILIES as FAMILIES
 from sdcli.models.families import Family as Family

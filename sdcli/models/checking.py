@@ -7,9 +7,9 @@ import math
 import msgspec
 
 from sdcli.errors import UsageError
-from sdcli.models.families import Family
+from sdcli.models.families import NO_RESCALE, Family
 from sdcli.models.spec import Model
-from sdcli.request import GenerationRequest
+from sdcli.request import Adapter, GenerationRequest
 
 
 def _about(field: str, message: str, hint: str) -> UsageError:
@@ -85,7 +85,7 @@ def enlarged(request: GenerationRequest, model: Model) -> tuple[int, int]:
 
 
 # What each field needs beside it to have an effect.
-_NEEDS = {
+NEEDS = {
     "strength": ("init_image",), "mask": ("init_image",), "outpaint": ("init_image",),
     "resize": ("init_image", "controlnet"), "invert_mask": ("mask",), "mask_blur": ("mask", "outpaint"),
     "control_preprocess": ("controlnet",),
@@ -94,8 +94,8 @@ _NEEDS = {
 
 def idle(request: GenerationRequest) -> list[str]:
     """Return the fields that are given and have no effect, because another is not given."""
-    given = (field for field in _NEEDS if getattr(request, field) != _DEFAULTS[field])
-    return [field for field in given if not any(getattr(request, other) for other in _NEEDS[field])]
+    given = (field for field in NEEDS if getattr(request, field) != _DEFAULTS[field])
+    return [field for field in given if not any(getattr(request, other) for other in NEEDS[field])]
 
 
 def without_idle(request: GenerationRequest) -> GenerationRequest:
@@ -107,6 +107,13 @@ STARTS = {
     "image": "from a picture", "mask": "over a part of a picture", "control": "with a ControlNet",
     "control-image": "from a picture with a ControlNet", "control-mask": "over a part of a picture with a ControlNet",
 }  # fmt: skip
+# What each kind of adapter has besides its name and its scale.
+_READS: dict[str, tuple[str, ...]] = {
+    "lora": (),
+    "embedding": ("token",),
+    "controlnet": ("image",),
+    "ip_adapter": ("image",),
+}
 # The steps that an LCM's scheduler knows where its configuration says nothing (arXiv 2310.04378).
 LCM_STEPS = 50
 # Families whose starting noise sdcli makes itself, and those for which it is made in the same way.
@@ -115,8 +122,11 @@ _OWN_NOISE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentCon
 
 def _check_start(request: GenerationRequest, model: Model, family: Family) -> None:
     """Refuse what can't be started from, and fields that would have no effect without another."""
+    for kind in _READS:
+        for one in getattr(request, kind):
+            _check_reads(kind, one)
     for field in idle(request):
-        flags = " or ".join(f"--{n.replace('_', '-')}" for n in _NEEDS[field])
+        flags = " or ".join(f"--{n.replace('_', '-')}" for n in NEEDS[field])
         raise _about(field, f"{field} has no effect without {flags}", f"give {flags}, or leave {field} out")
     start = start_of(request)
     if start and start not in family.starts:
@@ -133,6 +143,13 @@ def _check_start(request: GenerationRequest, model: Model, family: Family) -> No
             why = f": {family.no_starts}" if family.no_starts else ""
             raise _about("hires", f"{model.name} ({family.name}) can't draw over a picture{why}", "leave --hires out")
         _check_strength("hires", request.hires.strength, request.num_inference_steps, model, family)
+        start = (again + "-image").strip("-")
+    if request.guidance_rescale and start in family.unrescaled:
+        raise _about(
+            "guidance_rescale",
+            f"{model.name} ({family.name}) can't use guidance_rescale {STARTS[start]}: {NO_RESCALE}",
+            "leave guidance_rescale out",
+        )
     if request.variation is not None:
         if family.class_name not in _OWN_NOISE:
             raise _about(
@@ -144,6 +161,16 @@ def _check_start(request: GenerationRequest, model: Model, family: Family) -> No
                 "a variation goes from one starting noise to another, and a picture has its own start",
                 "leave --variation out, or --init-image; --seed and --strength vary it",
             )
+
+
+def _check_reads(kind: str, adapter: Adapter) -> None:
+    """Refuse an adapter without the picture that its kind reads, and what its kind has no use for."""
+    for name in ("image", "token"):
+        if name not in _READS[kind] and getattr(adapter, name) is not None:
+            raise _about(kind, f"{adapter.name}: a {kind} has no {name}", f"leave {name} out")
+    if "image" in _READS[kind] and adapter.image is None:
+        flag = f"--{kind.replace('_', '-')}"
+        raise _about(kind, f"{adapter.name} has no picture to read", f"as in {flag} {adapter.name}=PICTURE")
 
 
 def _check_strength(field: str, strength: float, steps: int, model: Model, family: Family) -> None:

@@ -32,7 +32,7 @@ class Family:
     With fewer than `min_steps` its pipeline fails. `starts` are diffusers' classes that draw with the same networks from a
     picture (`image`), over a part of one (`mask`), and with ControlNets (`control`, `control-image`, `control-mask`); `no_starts`
     is why there are no others, where diffusers has something of the kind. Of N steps at a strength S these draw N * S: rounded
-    `down` or `up`, or `all` N of them, which then begin later (`part`).
+    `down` or `up`, or `all` N of them, which then begin later (`part`). `unrescaled` are those that do not rescale guidance.
     `weighs`: words of its prompt can have weights, and prompts of any length are read.
     """
 
@@ -56,6 +56,7 @@ class Family:
     alone: bool = False
     min_steps: int = 1
     starts: Mapping[str, str] = field(default_factory=dict)
+    unrescaled: tuple[str, ...] = ()
     no_starts: str | None = None
     part: Literal["down", "up", "all"] = "up"
     weighs: bool = False
@@ -75,7 +76,10 @@ def _without(*fields: str) -> dict[str, str]:
 
 
 def _starts(stem: str, control: str = "") -> dict[str, str]:
-    """Return the classes that diffusers names in its usual way (pipelines/auto_pipeline.py)."""
+    """Return the classes that diffusers names in its usual way (pipelines/auto_pipeline.py).
+
+    ControlNets are those of U-Nets: each family of transformers has a kind of its own, which sdcli does not load.
+    """
     found = {"image": f"{stem}Img2ImgPipeline", "mask": f"{stem}InpaintPipeline"}
     if control:
         found |= {"control": f"{control}Pipeline", "control-image": f"{control}Img2ImgPipeline"}
@@ -92,13 +96,14 @@ _FAMILIES = (
         class_name="StableDiffusionPipeline",
         name="stable-diffusion", dtype="fp16", defaults=_steps(25, 7.5), denoiser="unet", sample=64, slices=True,
         lacks=_without("true_cfg_scale"), starts=_starts("StableDiffusion", "StableDiffusionControlNet"), part="down",
-        weighs=True,
+        unrescaled=("image", "mask", "control", "control-image", "control-mask"), weighs=True,
     ),
     Family(
         class_name="StableDiffusionXLPipeline",
         name="stable-diffusion-xl", dtype="fp16", defaults=_steps(30, 5.0), denoiser="unet", slices=True,
         lacks=_without("true_cfg_scale"), readers=(("tokenizer", None), ("tokenizer_2", None)),
-        starts=_starts("StableDiffusionXL", "StableDiffusionXLControlNet"), part="down", weighs=True,
+        starts=_starts("StableDiffusionXL", "StableDiffusionXLControlNet"), part="down",
+        unrescaled=("control", "control-image"), weighs=True,
     ),
     Family(
         class_name="StableDiffusion3Pipeline",

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sdcli import pictures
+from sdcli import models, pictures
+from sdcli.errors import InputMissing
+from sdcli.models import Family
 from sdcli.models.adapters import in_force
 from sdcli.request import File, GenerationRequest
 
@@ -49,10 +51,10 @@ class Conditions:
             given["ip_adapter_image"] = list(self.references)
         return given
 
-    def steps(self, request: GenerationRequest) -> int:
-        """Return how many of a request's steps are drawn: from a picture, only the last of them."""
+    def steps(self, request: GenerationRequest, family: Family) -> int:
+        """Return how many of a request's steps are drawn: from a picture, most families draw only the last of them."""
         steps = request.num_inference_steps
-        return min(int(steps * self.strength), steps) if self.sources else steps
+        return models.steps_of(steps, self.strength, family) if self.sources else steps
 
     def kept(self, drawn: Image, index: int) -> Image:
         """Return a drawn picture with what is outside the mask put back."""
@@ -96,6 +98,11 @@ def _controls(request: GenerationRequest, size: tuple[int, int]) -> tuple[Image,
 
 
 def _opened(path: str | File | None) -> Image:
-    """Open a picture that was found; `check_files` has refused those out of records that were not."""
-    assert isinstance(path, str)
+    """Open a picture that was found. Raises InputMissing for one out of a record that was not."""
+    if isinstance(path, File):
+        raise InputMissing(
+            f"it was drawn from {path.name} (SHA-256 {path.sha256[:12]}...), which is not here",
+            "put it beside the picture",
+        )
+    assert path is not None
     return pictures.open_picture(path)

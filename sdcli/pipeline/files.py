@@ -59,12 +59,23 @@ def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRe
         return str(found) if found is not None else value
 
     changed: dict[str, Any] = {name: place(getattr(request, name)) for name in PICTURES}
-    for kind in ("controlnet", "ip_adapter"):
-        changed[kind] = tuple(msgspec.structs.replace(a, image=place(a.image)) for a in getattr(request, kind))
+    for kind in KINDS:
+        moved = (msgspec.structs.replace(a, image=place(a.image)) for a in getattr(request, kind))
+        changed[kind] = tuple(_placed(adapter, folders) for adapter in moved)
     if request.upscale is not None:
         changed["upscale"] = upscaling.located(request.upscale, folders)
     changed = {name: value for name, value in changed.items() if value != getattr(request, name)}
     return msgspec.structs.replace(request, **changed) if changed else request
+
+
+def _placed(adapter: Adapter, folders: Sequence[Path]) -> Adapter:
+    """Return an adapter out of a record by its path, where one of that name and content lies in one of the folders."""
+    if adapter.sha256 is None or any(c in adapter.name for c in "/\\\0") or adapter.name in ("", ".", ".."):
+        return adapter
+    for path in (folder / adapter.name for folder in folders):
+        if path.is_file() and models.sha256_of(path) == adapter.sha256:
+            return msgspec.structs.replace(adapter, name=str(path), sha256=None)
+    return adapter
 
 
 def check(request: GenerationRequest, model: Model) -> None:
@@ -75,12 +86,13 @@ def check(request: GenerationRequest, model: Model) -> None:
         for one in getattr(request, kind):
             _check_picture(one.image, f"--{kind.replace('_', '-')}")
             adapters.check(kind, adapters.find(kind, one, model.adapter_folders), model)
+    drawn = resolve(request, model)
+    models.check_size(model, drawn.width, drawn.height)
     if request.controlnet:
         pictures.check_control(request.control_preprocess or "none")
     if isinstance(request.mask, str):
         pictures.check_mask(pictures.mask_of(pictures.open_picture(request.mask), request.invert_mask))
     if request.upscale is not None:
-        drawn = resolve(request, model)
         size = (drawn.width, drawn.height) if drawn.width and drawn.height else None
         if size is not None and drawn.hires is not None:
             size = models.enlarged(drawn, model)

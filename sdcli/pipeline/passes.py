@@ -9,14 +9,14 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdcli import schedulers
 from sdcli.errors import NotFinite
 from sdcli.models import Family
 from sdcli.pipeline.conditions import Conditions
+from sdcli.pipeline.hearing import Hearing, Listener, hearing
 from sdcli.pipeline.machine import backend, out_of_memory
 from sdcli.pipeline.requests import seed_of
 from sdcli.pipeline.wording import Words
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     from sdcli.pipeline.drawing import Pipeline
 
 NOT_FINITE = "try --dtype fp32 or --dtype bf16, --attention-slicing off, or another --vae"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a listener hears after each step: its number from 1, of how many, the timestep, and the latents
-    (pack, channels, height / 8, width / 8; as the family packs them) as they are then."""
-
-    number: int
-    of: int
-    timestep: float
-    latents: Any
-
-
-Listener = Callable[[Step], None]
 
 
 class Way(Protocol):
@@ -182,23 +168,24 @@ class StableDiffusion:
         def heard(_: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
             if listener is not None:
                 of = pipe.num_timesteps
-                listener(Step(number=index + 1, of=of, timestep=float(timestep), latents=state["latents"]))
+                listener(ear.step(number=index + 1, of=of, timestep=float(timestep), latents=state["latents"]))
             return state | words.after(index, pipe.num_timesteps)
 
-        words = Words(self.encoder, pack, guided=self.guided(first), steps=given.steps(first))
-        return pipe(
-            generator=generators,
-            num_inference_steps=first.num_inference_steps,
-            guidance_scale=first.guidance_scale,
-            eta=first.eta or 0.0,
-            output_type="latent",
-            callback_on_step_end=heard if listener is not None or words.change else None,
-            callback_on_step_end_tensor_inputs=["latents", *words.told],
-            **words.arguments(),
-            **start,
-            **given.arguments(first, pipe.vae_scale_factor),
-            **_taken(pipe, height=first.height, width=first.width, guidance_rescale=first.guidance_rescale),
-        ).images
+        words = Words(self.encoder, pack, guided=self.guided(first), steps=given.steps(first, self.owner.family))
+        with hearing(pipe.scheduler, listener) as ear:
+            return pipe(
+                generator=generators,
+                num_inference_steps=first.num_inference_steps,
+                guidance_scale=first.guidance_scale,
+                eta=first.eta or 0.0,
+                output_type="latent",
+                callback_on_step_end=heard if listener is not None or words.change else None,
+                callback_on_step_end_tensor_inputs=["latents", *words.told],
+                **words.arguments(),
+                **start,
+                **given.arguments(first, pipe.vae_scale_factor),
+                **_taken(pipe, height=first.height, width=first.width, guidance_rescale=first.guidance_rescale),
+            ).images
 
     def images(self, denoised: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
         # One at a time: a picture's decoding then does not depend on its pack, and takes no more memory with it.
@@ -293,11 +280,13 @@ class Whole:
             arguments = self._arguments(pipe, pack) | given.arguments(pack[0], getattr(pipe, "vae_scale_factor", 8))
             words = None
             if self.owner.encoder is not None:
-                words = Words(self.owner.encoder, pack, guided=self.guided(pack[0]), steps=given.steps(pack[0]))
+                steps = given.steps(pack[0], self.family)
+                words = Words(self.owner.encoder, pack, guided=self.guided(pack[0]), steps=steps)
                 for name in ("prompt", "negative_prompt", "clip_skip"):
                     arguments.pop(name, None)
                 arguments |= words.arguments()
-            return pipe(**arguments, **self._hearing(pipe, listener, words)).images
+            with hearing(pipe.scheduler, listener) as ear:
+                return pipe(**arguments, **self._hearing(pipe, listener, words, ear)).images
 
     def _arguments(self, pipe: Any, pack: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Return what the pipeline is called with; what it does not take was refused, or is at its default."""
@@ -340,21 +329,22 @@ class Whole:
             given |= _taken(pipe, intermediate_timesteps=None)  # its default is for two steps
         return given
 
-    def _hearing(self, pipe: Any, listener: Listener | None, words: Words | None) -> dict[str, Any]:
+    def _hearing(self, pipe: Any, listener: Listener | None, words: Words | None, ear: Hearing) -> dict[str, Any]:
         told_too = words.told if words is not None else []
         if listener is None and not told_too:
             return {}
         told = 0
 
-        def hear(timestep: Any, latents: Any) -> None:
+        def hear(timestep: Any, latents: Any, at: Any = pipe) -> None:
             nonlocal told
             told += 1
-            of = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
+            of = getattr(at, "num_timesteps", None) or len(at.scheduler.timesteps)
             if listener is not None:
-                listener(Step(number=told, of=of, timestep=float(timestep), latents=latents))
+                listener(ear.step(number=told, of=of, timestep=float(timestep), latents=latents))
 
-        def at_end(_: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
-            hear(timestep, state["latents"])
+        def at_end(at: Any, index: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+            # A pipeline of two hands over the one that steps, which knows how often.
+            hear(timestep, state["latents"], at)
             return state | (words.after(index, pipe.num_timesteps) if words is not None else {})
 
         if found := _taken(pipe, callback_on_step_end=at_end):

@@ -30,7 +30,7 @@ REFUSED = {
 OWN = ("overwrite", "sign")
 OWN_HINT = "set it in your own settings, or give the flag"
 # Fields that name files or folders.
-PATHS = ("model", "vae", "model_config", "wildcards", "output")
+PATHS = ("model", "vae", "model_config", "wildcards", "output", "init_image", "mask", "adapter_dir")
 Place = Literal["user", "project"]
 ORIGINS: dict[Place, str] = {"user": "user settings", "project": "project settings"}
 

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sdcli import schedulers
 from sdcli.errors import BadInput, SdcliError, nearest
 from sdcli.settings.merge import merge, names
@@ -182,6 +184,9 @@ def toml_of(value: Any) -> Any:
     """Return a field's value as tomlkit writes it: on one line."""
     import tomlkit
 
+    if isinstance(value, msgspec.Struct):
+        given = msgspec.to_builtins(value)
+        value = {key: one for key, one in given.items() if one is not None}
     if isinstance(value, Mapping):
         table = tomlkit.inline_table()
         table.update({key: toml_of(one) for key, one in value.items()})

@@ -25,6 +25,8 @@ RECORDS: tuple[type[msgspec.Struct], ...] = (GenerationRequest, JobOptions, Mode
 DECIDED_LATER = "decided at run time"
 # What a style's template holds the place of what was asked for with.
 PROMPT = "{prompt}"
+# Fields that name a picture.
+PICTURES = ("init_image", "mask")
 # Fields of several values, which are given as JSON where only text can be given.
 JSON = {"tags": ("object", 'tags={"set": "a"}'), "sign": ("array", 'sign=["cert.pem", "key.pem"]')}
 
@@ -190,6 +192,10 @@ def convert(name: str, value: Any, origin: str) -> Any:
         except ValueError:
             kind, example = JSON[option.field]
             raise UsageError(f"{origin}: {name} is a JSON {kind}, not {value!r}", f"for example {example}") from None
+    given = value
+    if value in ("", [""]) and (option.read is not None or option.field in PICTURES):
+        # Nothing: what a preset, the settings or a picture's record say of it is taken away.
+        return () if option.many else None
     if option.read is not None:
         value = _read(option, option.read, value, origin)
     try:
@@ -204,8 +210,12 @@ def convert(name: str, value: Any, origin: str) -> Any:
             reason = "expected true or false"
         elif re.search(r"regex|enum| \| ", reason):  # How the type is written, which the help says in words.
             reason = option.help.rstrip(".")
-        close = nearest(str(value), map(str, choices))
-        raise UsageError(f"{origin}: {name} can't be {value!r}: {reason}{close}", hint) from None
+        close = nearest(str(given), map(str, choices))
+        # Of several only the one that was typed is of interest.
+        shown = given[0] if isinstance(given, list) and len(given) == 1 else given
+        if option.read is not None:
+            reason = re.sub(r" - at \$(?:\[(?:\.\.\.|\d+)\])?\.?(\w*)", lambda m: f" ({m[1]})" if m[1] else "", reason)
+        raise UsageError(f"{origin}: {name} can't be {shown!r}: {reason}{close}", hint) from None
 
 
 def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -> Any:

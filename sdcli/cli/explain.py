@@ -1,0 +1,157 @@
+"""`sdcli explain`: how a picture comes out of noise, as a page."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from sdcli import output, pictures, pipeline
+from sdcli.cli import drawing
+from sdcli.cli.drawing import Assign, Loading, Preset, Size
+from sdcli.cli.main import app, screen
+from sdcli.cli.shared import Json, Offline, Quiet, Verbose
+from sdcli.cli.typed import options_from
+from sdcli.device import DevicePlan
+from sdcli.errors import CannotCreateOutput, UsageError
+from sdcli.explain import charts, explaining, pages
+from sdcli.explain.explaining import Explained
+from sdcli.jobs import jobs
+from sdcli.jobs.jobs import Asked, Seeds, fitted
+from sdcli.models import Model, ModelSpec
+from sdcli.pipeline import observing
+from sdcli.record import SCHEMA
+from sdcli.request import FROM, GenerationRequest, JobOptions
+from sdcli.settings import Merged
+
+ENDINGS = (".html", ".htm")
+EXAMPLES = """Explain how a picture comes out of noise, on a page with figures of your run.
+
+For Stable Diffusion 1.x, 2.x and XL. Draws up to eight pictures. Needs the extra `show`.
+
+Examples:
+
+  sdcli explain "a red star and a blue circle" --model demo -o star.html
+
+  sdcli explain "a lighthouse at dusk" --seed 7 --assets figures/
+
+  sdcli explain "a star" -m demo --image photo.png --json | jq .path
+"""
+
+
+@app.command(help=EXAMPLES)
+@options_from(GenerationRequest, ModelSpec, DevicePlan)
+def explain(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
+    page: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="FILE.html, or FOLDER/.", show_default=False)
+    ] = None,
+    assets: Annotated[
+        str | None, typer.Option("--assets", metavar="DIR", help="Its pictures (PNG) and numbers (JSON) as files too.")
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", metavar="PICTURE", help="What noise is put on, instead of the picture.", rich_help_panel=FROM),
+    ] = None,
+    size: Size = None,
+    assign: Assign = None,
+    preset: Preset = None,
+    as_json: Json = False,
+    offline: Offline = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    *,
+    typed: dict[str, Any],
+) -> None:  # fmt: skip
+    results = drawing.begin(as_json=as_json, print0=False, quiet=quiet, verbose=verbose, offline=offline)
+    began = time.monotonic()
+    typed = drawing.spooled(typed)
+    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
+    merged, _ = fitted(given.merged(), model)
+    request = _request(drawing.argument(prompt), merged, model)
+    path = _page(page, request)
+    if assets is not None:
+        _check(Path(assets) / "explain.json")
+    shown = pictures.open_picture(image) if image is not None else None
+    pages.environment()
+    charts.require()
+    loaded = Loading(model, merged.build(ModelSpec), merged.build(DevicePlan))()
+    if not model.is_here:
+        # What its family wants is known only now.
+        model = loaded.model
+        merged, _ = fitted(given.knowing(model.defaults).merged(), model)
+        request = msgspec.structs.replace(_request(prompt, merged, model), seed=request.seed)
+    request = pipeline.resolve(request, loaded.model)
+    tell = _Telling()
+    made = explaining.explain(loaded, request, image=shown, keep=assets is not None, tell=tell)
+    for warning in made.generated.warnings:
+        screen.warn(warning)
+    written = output.write(path, made.page, overwrite=page is not None and not output.is_folder(page))
+    if assets is not None:
+        _write(Path(assets), made)
+    screen.stop()
+    if as_json:
+        results.event(
+            {
+                "schema": SCHEMA, "event": "explain", "path": str(written), "assets": assets,
+                "seconds": round(time.monotonic() - began, 3), "pixels": made.generated.record.pixels.sha256,
+            }
+        )  # fmt: skip
+    else:
+        results.line(str(written))
+
+
+class _Telling:
+    """Moves the bar."""
+
+    def __call__(self, done: int, of: int, what: str) -> None:
+        from sdcli.pipeline import Step
+
+        screen.step(Step(number=done, of=of, timestep=0.0, latents=None), what)
+
+
+def _request(prompt: str, merged: Merged, model: Model) -> GenerationRequest:
+    """Return the request of a prompt, with its seed; whatever can be refused without torch is refused."""
+    request = merged.over(("argument", {"prompt": prompt})).build(GenerationRequest)
+    observing.check_observed(request, model)
+    jobs.check(request, model, merged)
+    asked = Asked(request=request, options=JobOptions(), styles=merged.templates)
+    (job,) = jobs.of_asked(asked, Seeds(None, None), None, lambda r: r, 1)
+    pipeline.check_prompt(job.request, model)
+    return job.request
+
+
+def _page(asked: str | None, request: GenerationRequest) -> Path:
+    """Return where the page goes, or refuse."""
+    name = f"{output.safe(request.prompt, 40)}-{request.seed}.html"
+    if asked is None:
+        path = Path(name)
+    elif output.is_folder(asked):
+        path = Path(asked) / name
+    elif asked.lower().endswith(ENDINGS):
+        path = Path(asked)
+    else:
+        raise UsageError(f"{asked!r} is neither a folder nor a page (.html)", "add / for a folder, or .html")
+    _check(path)
+    return path
+
+
+def _check(path: Path) -> None:
+    """Refuse a path that can't be written, before anything is loaded."""
+    if path.is_dir():
+        raise CannotCreateOutput(f"{path} is a folder", f"write {path}/ for a page inside it")
+    there = next((p for p in path.absolute().parents if os.path.lexists(p)), Path())
+    if not there.is_dir():
+        raise CannotCreateOutput(f"{there} is not a folder", "choose another output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CannotCreateOutput(f"the folder {there} cannot be written", "choose another output")
+
+
+def _write(folder: Path, made: Explained) -> None:
+    """Write the pictures and the numbers; those of a run before with the same names give way."""
+    for name, data in made.files.items():
+        output.write(folder / name, data, overwrite=True)

@@ -1,0 +1,400 @@
+"""Pictures in a terminal: how it takes them, a place that is drawn over, and the options for that."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, cast, get_args
+
+import typer
+
+from sdcli.cli.main import screen
+from sdcli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from sdcli.jobs.jobs import Job
+    from sdcli.pipeline import Listener, Pipeline, Step
+    from sdcli.record import GeneratedImage
+
+LOOKING = "What you see of it"
+Protocol = Literal["kitty", "iterm2", "sixel", "blocks"]
+# Columns that a picture has in a terminal, and one that is being drawn.
+COLUMNS, PREVIEW_COLUMNS = 60, 40
+# Pixels of a cell, across and down, as a VT340 had them.
+CELL = (10, 20)
+# The share of the time that may go into previews, which is kept by leaving some out.
+SHARE = 0.025
+INSTALL = "pip install 'sdcli[show]'"
+
+GRAPHICS = "kitty, iterm2, sixel, blocks; else it is asked."
+
+Preview = Annotated[
+    bool,
+    typer.Option(
+        "--preview/--no-preview", show_default=False, help="Show it as it forms.", rich_help_panel=LOOKING
+    ),
+]  # fmt: skip
+Show = Annotated[
+    bool,
+    typer.Option("--show/--no-show", show_default=False, help="Show it in the terminal.", rich_help_panel=LOOKING),
+]
+Graphics = Annotated[
+    str | None,
+    typer.Option(
+        "--graphics", metavar="NAME", help=GRAPHICS, rich_help_panel=LOOKING,
+        autocompletion=lambda: list(get_args(Protocol)),
+    ),
+]  # fmt: skip
+Animate = Annotated[
+    str | None,
+    typer.Option("--animate", metavar="FILE", help="Noise to picture: .gif, .webp, .apng.", rich_help_panel=LOOKING),
+]
+AnimateClean = Annotated[
+    bool,
+    typer.Option(
+        "--animate-clean/--no-animate-clean", show_default=False, help="Each step's prediction beside it.",
+        rich_help_panel=LOOKING,
+    ),
+]  # fmt: skip
+SaveSteps = Annotated[
+    str | None,
+    typer.Option("--save-steps", metavar="DIR", help="Keep steps: pictures, numbers.", rich_help_panel=LOOKING),
+]
+
+
+def protocol(name: str | None) -> Protocol | None:
+    """Return a way of putting pictures into a terminal by its name. Raises UsageError."""
+    if name is not None and name not in get_args(Protocol):
+        known = get_args(Protocol)
+        raise UsageError(f"unknown graphics {name!r}{nearest(name, known)}", f"there is {', '.join(known)}")
+    return cast("Protocol | None", name)
+
+
+def terminal(graphics: str | None, *, wanted: bool) -> Terminal | None:
+    """Return stderr as a terminal that pictures are put into, None where it is none, or all is quiet, or nothing is wanted."""
+    way = protocol(graphics)
+    return Terminal(sys.stderr, way) if wanted and screen.draws and _has_a_size(sys.stderr) else None
+
+
+def between(terminal: Terminal | None) -> Callable[[Any], None] | None:
+    """Return what puts pictures into a terminal on which a bar may be drawn, which is taken away first."""
+    if terminal is None:
+        return None
+
+    def put(image: Any) -> None:
+        screen.stop()
+        terminal.put(image)
+
+    return put
+
+
+class Terminal:
+    """A terminal that takes pictures: by kitty's, iTerm2's or DEC's protocol (sixel), else as coloured half blocks.
+
+    Which, textual-image finds out by asking the terminal, for two seconds at most, and only a terminal in whose foreground
+    this process is, at whose keyboard nothing has been typed ahead. iTerm2 says itself that it is one. Raises UsageError where
+    textual-image is not installed.
+    """
+
+    def __init__(self, stream: TextIO, way: Protocol | None = None, *, asks: bool = True) -> None:
+        self._stream = stream
+        self._library = _library()
+        with _standing_in(stream, asks=asks):
+            self.way: Protocol = way or self._detected()
+            # The others are told of cells, whose size is theirs to know.
+            self._cell = self._library.cell() if self.way in ("sixel", "kitty") else CELL
+        self._image: Any = None
+        self._lines = 0
+
+    def put(self, image: Any, *, columns: int | None = None) -> None:
+        """Put a picture (Pillow) there, with the cursor on the line under it."""
+        self.clear()
+        width, height = self._size()
+        across, down = self._cells(image, columns or min(COLUMNS, width), None if columns else max(1, height - 2))
+        self._write(self._text(image, across, down))
+
+    def over(self, image: Any, line: str) -> None:
+        """Put a picture and a line under it where the last ones were."""
+        width, height = self._size()
+        across, down = self._cells(image, min(PREVIEW_COLUMNS, width), max(1, height - 3))
+        before, self._image = self._image, None
+        text = self._text(image, across, down)
+        up = f"\r\x1b[{self._lines}A" if self._lines and self._lines == down else self._erased()
+        self._lines = down
+        self._write(f"{up}{text}\r\x1b[2K{line[: width - 1]}")
+        self._free(before)
+
+    def clear(self) -> None:
+        """Take what `over` put there away."""
+        if self._lines:
+            self._write(self._erased())
+            self._lines = 0
+            before, self._image = self._image, None
+            self._free(before)
+
+    def _erased(self) -> str:
+        return f"\r\x1b[{self._lines}A\x1b[J" if self._lines else ""
+
+    def _detected(self) -> Protocol:
+        # The latter is handed on through ssh.
+        if os.environ.get("TERM_PROGRAM") == "iTerm.app" or os.environ.get("LC_TERMINAL") == "iTerm2":
+            return "iterm2"
+        # In the order of the library: those that have both draw sixels better.
+        try:
+            return "sixel" if self._library.sixel() else "kitty" if self._library.kitty() else "blocks"
+        except Exception:  # Whatever a terminal answers: blocks can be drawn.
+            return "blocks"
+
+    def _size(self) -> tuple[int, int]:
+        """Return columns and rows, as they are now."""
+        with suppress(OSError, ValueError):
+            width, height = os.get_terminal_size(self._stream.fileno())
+            if width and height:
+                return width, height
+        return 80, 24
+
+    def _cells(self, image: Any, columns: int, rows: int | None) -> tuple[int, int]:
+        """Return how many columns and rows a picture takes at most so many of, in its own shape."""
+        wide, high = self._cell
+        down = max(1, round(columns * wide * image.height / image.width / high))
+        if rows is not None and down > rows:
+            return max(1, min(columns, round(rows * high * image.width / image.height / wide))), rows
+        return columns, down
+
+    def _text(self, image: Any, columns: int, rows: int) -> str:
+        """Return what puts a picture into so many columns and rows, and the cursor under it."""
+        if self.way == "iterm2":
+            # iterm2.com/documentation-images.html; textual-image does not have it.
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            data = base64.b64encode(file.getvalue()).decode()
+            return (
+                f"\x1b]1337;File=inline=1;size={file.tell()};width={columns};height={rows};preserveAspectRatio=1:{data}"
+                "\x07\n"
+            )
+        if self.way == "blocks":
+            return _blocks(image, columns, rows, true_colours=self._true_colours)
+        from rich.console import Console
+
+        written = _Written()
+        made = self._library.images[self.way](image, columns, rows)
+        with _standing_in(written, asks=False):
+            Console(file=written, force_terminal=True, width=columns, height=rows).print(made, end="")
+        self._image = made
+        return written.getvalue()
+
+    @cached_property
+    def _true_colours(self) -> bool:
+        """Whether it has more than 256 colours, by Rich's rules. NO_COLOR is for text: coloured blocks are the picture."""
+        from rich.console import Console
+
+        return Console(file=_Written(), force_terminal=True).color_system == "truecolor"
+
+    def _free(self, image: Any) -> None:
+        """Let the terminal forget a picture that it keeps."""
+        if image is not None and self.way == "kitty":
+            written = _Written()
+            with _standing_in(written, asks=False):
+                image.cleanup()
+            self._write(written.getvalue())
+
+    def _write(self, text: str) -> None:
+        # Without a terminal there is nobody to be shown it.
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def previews(terminal: Terminal, pipeline: Pipeline, pictures: int) -> list[Previewing]:
+    """Return what shows so many pictures as they form; nothing, and a word, for a model whose steps can't be shown."""
+    from sdcli.pipeline import previewing
+
+    try:
+        previewing.check(pipeline)
+    except UsageError as error:
+        screen.say(f"no preview: {error.message}")
+        return []
+    return [Previewing(terminal, pictures)]
+
+
+class Previewing:
+    """Shows the first picture of each pack as it forms. At most SHARE of the time goes into that."""
+
+    def __init__(self, terminal: Terminal, pictures: int) -> None:
+        self._terminal, self._pictures = terminal, pictures
+        screen.preview = terminal
+
+    def pack(self, pipeline: Pipeline, jobs: Sequence[Job]) -> Listener:
+        return _Forming(self._terminal, pipeline, jobs[0], self._pictures)
+
+    def drawn(self, job: Job, image: GeneratedImage) -> None:
+        self._terminal.clear()
+
+    def finish(self) -> None:
+        pass
+
+
+class _Forming:
+    """Hears the steps of a pack."""
+
+    hears = frozenset({"estimates"})
+
+    def __init__(self, terminal: Terminal, pipeline: Pipeline, job: Job, pictures: int) -> None:
+        from sdcli.cli.screen import printable
+        from sdcli.pipeline import out_of_memory, previewing
+
+        self._terminal = terminal
+        self._linear: previewing.Linear | None = None
+        try:
+            self._linear = previewing.linear(pipeline)
+        except (RuntimeError, MemoryError) as error:
+            # The picture itself may have room all the same.
+            if not out_of_memory(error):
+                raise
+            pipeline.forget(error)
+        text = printable(" ".join(job.request.prompt.split()))
+        self._label = f"{job.index}/{pictures} {text}" if pictures > 1 else text
+        self._began, self._spent = time.monotonic(), 0.0
+
+    def __call__(self, step: Step) -> None:
+        now = time.monotonic()
+        if self._linear is None or self._spent > SHARE * (now - self._began):
+            return
+        shown = step.clean if step.clean is not None else step.latents
+        pace = (now - self._began - self._spent) / step.number
+        (image,) = self._linear.pictures(shown[:1])
+        self._terminal.over(image, f"{step.number}/{step.of}, {pace:.2f} s/step  {self._label}")
+        self._spent += time.monotonic() - now
+
+
+def _blocks(image: Any, columns: int, rows: int, *, true_colours: bool) -> str:
+    """Return a picture as half blocks, two pixels in a cell: the upper one's colour before, the lower one's behind.
+
+    textual-image has them too; they take it twenty times as long, which steps have not.
+    """
+    from PIL import Image
+
+    small = image.convert("RGB").resize((columns, 2 * rows), Image.Resampling.BOX)
+    if true_colours:
+        data = small.tobytes()
+        names = [f"2;{data[at]};{data[at + 1]};{data[at + 2]}" for at in range(0, len(data), 3)]
+    else:
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(_xterm_colours())
+        names = [f"5;{16 + index}" for index in small.quantize(palette=palette, dither=Image.Dither.NONE).tobytes()]
+    lines = []
+    for row in range(0, 2 * rows, 2):
+        upper, lower = (names[at * columns : (at + 1) * columns] for at in (row, row + 1))
+        lines.append("".join(f"\x1b[38;{a};48;{b}m▀" for a, b in zip(upper, lower, strict=True)) + "\x1b[0m\n")
+    return "".join(lines)
+
+
+def _xterm_colours() -> list[int]:
+    """Return the red, green and blue of xterm's colours 16 to 255: a cube, and greys."""
+    levels = (0, 95, 135, 175, 215, 255)
+    cube = [level for r in levels for g in levels for b in levels for level in (r, g, b)]
+    return [*cube, *(level for grey in range(8, 248, 10) for level in (grey, grey, grey))]
+
+
+# textual-image
+
+
+class _Library:
+    """What is used of textual-image."""
+
+    def __init__(self) -> None:
+        # It tells of questions that terminals do not answer.
+        logging.getLogger("textual_image").setLevel(logging.CRITICAL)
+        # Imported while stdout is a terminal, it asks that one.
+        with _standing_in(None, asks=False):
+            from textual_image import _terminal
+            from textual_image.renderable import SixelImage, TGPImage, sixel, tgp
+
+        self.images: dict[str, Any] = {"sixel": SixelImage, "kitty": TGPImage}
+        self.sixel, self.kitty = sixel.query_terminal_support, tgp.query_terminal_support
+        self._cell_size = _terminal.get_cell_size
+
+    def cell(self) -> tuple[int, int]:
+        """Return a cell's pixels across and down, as the terminal says or as a VT340 had them."""
+        try:
+            wide, high = self._cell_size()
+        except Exception:  # Whatever a terminal answers.
+            return CELL
+        return (wide, high) if wide > 0 and high > 0 else CELL
+
+
+def _library() -> _Library:
+    try:
+        return _Library()
+    except ImportError:
+        raise UsageError("pictures in a terminal need textual-image, which is not installed", INSTALL) from None
+
+
+class _Written(io.StringIO):
+    """What the library would write to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def _standing_in(stream: TextIO | None, *, asks: bool) -> Iterator[None]:
+    """Let the library, which knows the first stdout and stdin only, write to a stream, and ask its terminal alone.
+
+    stdout belongs to results, and stdin to prompts.
+    """
+    out, keys = sys.__stdout__, sys.__stdin__
+    with _keyboard(stream if asks else None) as keyboard:
+        sys.__stdout__, sys.__stdin__ = stream, keyboard  # type: ignore[misc, assignment]
+        try:
+            yield
+        finally:
+            sys.__stdout__, sys.__stdin__ = out, keys  # type: ignore[misc]
+
+
+@contextmanager
+def _keyboard(stream: TextIO | None) -> Iterator[TextIO | None]:
+    """Give what a stream's terminal answers through; None where answers can't be told from what somebody types."""
+    try:
+        import fcntl  # noqa: F401
+        import select
+        import termios
+        import tty
+    except ImportError:
+        yield None
+        return
+    opened = None
+    try:
+        if stream is None:
+            raise OSError
+        handle = stream.fileno()
+        # In the background, reading a terminal stops a process.
+        if os.tcgetpgrp(handle) != os.getpgrp():
+            raise OSError
+        opened = os.open(os.ttyname(handle), os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        before = termios.tcgetattr(opened)
+    except (OSError, ValueError, termios.error):
+        if opened is not None:
+            os.close(opened)
+        yield None
+        return
+    with os.fdopen(opened, encoding="utf-8") as keyboard:
+        try:
+            tty.setcbreak(opened, termios.TCSANOW)
+            typed_ahead = bool(select.select([opened], [], [], 0)[0])
+            yield None if typed_ahead else keyboard
+        finally:
+            termios.tcsetattr(opened, termios.TCSANOW, before)
+
+
+def _has_a_size(stream: TextIO) -> bool:
+    with suppress(OSError, ValueError):
+        return all(os.get_terminal_size(stream.fileno()))
+    return False

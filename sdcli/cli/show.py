@@ -1,0 +1,71 @@
+"""`sdcli show`: pictures in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, get_args
+
+import typer
+
+from sdcli import pictures
+from sdcli.cli import seeing
+from sdcli.cli.main import app, closing, screen
+from sdcli.cli.seeing import GRAPHICS, Protocol, Terminal
+from sdcli.cli.shared import Quiet, Verbose
+from sdcli.errors import CannotCreateOutput, InputMissing, UsageError
+
+
+@app.command(
+    help="""Put pictures into the terminal.
+
+kitty's, iTerm2's and sixel graphics, else coloured half blocks. Into a pipe or a file nothing is put, unless --graphics says how.
+
+Examples:
+
+  sdcli show dusk.png
+
+  sdcli show --width 30 pictures/*.png
+
+  sdcli generate "a red circle" --model demo -o - | sdcli show -
+"""
+)
+def show(
+    files: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files; - reads a picture from stdin.")],
+    width: Annotated[
+        int | None, typer.Option("--width", metavar="COLS", min=1, max=297, help="Columns across.")
+    ] = None,
+    graphics: Annotated[
+        str | None,
+        typer.Option("--graphics", metavar="NAME", help=GRAPHICS, autocompletion=lambda: list(get_args(Protocol))),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    screen.verbosity = -1 if quiet else verbose
+    way = seeing.protocol(graphics)
+    if files.count("-") > 1:
+        raise UsageError("stdin can be read once", "give - once")
+    if sys.stdout is None:
+        raise CannotCreateOutput("stdout is closed: there is nowhere to show a picture", "leave it open")
+    if way is None and not sys.stdout.isatty():
+        raise UsageError(
+            "stdout is no terminal: there is nowhere to show a picture", "--graphics says what to write there"
+        )
+    paths = [_path(file) for file in files]
+    terminal = Terminal(sys.stdout, way)
+    for name, path in zip(files, paths, strict=True):
+        image = pictures.on_white(pictures.open_picture(path))
+        if len(files) > 1:
+            screen.say(name)
+        terminal.put(image, columns=width)
+
+
+def _path(file: str) -> Path:
+    if file != "-":
+        return Path(file)
+    if sys.stdin is None:
+        raise InputMissing("stdin is closed", "give the picture's path")
+    folder = closing.enter_context(TemporaryDirectory(prefix="sdcli-"))
+    return pictures.spooled(sys.stdin.buffer, Path(folder))

@@ -1,0 +1,1 @@
+"""Figures and pages out of what was drawn: a gallery over a folder of pictures."""

@@ -1,0 +1,424 @@
+"""Pictures in a terminal: each protocol read back, what a terminal is asked, previews, and silence elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import struct
+import sys
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdcli as library
+from sdcli.cli import seeing
+from sdcli.pipeline import Step, previewing
+from tests.conftest import Sdcli, pixels
+
+RED, BLUE, GREEN, WHITE = (230, 20, 30), (20, 40, 220), (10, 160, 60), (255, 255, 255)
+DRAW = ("generate", "a red circle on a blue background", "-m", "demo", "-s", "3")
+# What terminals are asked: whether they know sixels, kitty's graphics, and how large a cell is.
+SIXEL, KITTY, CELL = b"\x1b[c", re.compile(rb"\x1b_Gi=(\d+),s=1,v=1,a=q[^\x1b]*\x1b\\"), b"\x1b[16t"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A picture of four colours, a quarter each."""
+    quarters = np.array([[RED, BLUE], [GREEN, WHITE]], dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+    Image.fromarray(quarters).save(tmp_path / "quarters.png")
+    return tmp_path / "quarters.png"
+
+
+def has_four_quarters(found: Any, off: int) -> bool:
+    """Say whether a picture (height, width, 3) is the fixture's, at the quarters' middles, to so many levels."""
+    high, wide = found.shape[0] // 4, found.shape[1] // 4
+    middles = [found[y, x] for y in (high, 3 * high) for x in (wide, 3 * wide)]
+    return all(np.abs(m - np.array(c)).max() <= off for m, c in zip(middles, (RED, BLUE, GREEN, WHITE), strict=True))
+
+
+# The protocols, read back
+
+
+def blocks(text: str) -> Any:
+    """Return the pixels (2 * rows, columns, 3) of half blocks: the upper one is written, the lower one is behind it."""
+    rows = []
+    for line in text.splitlines():
+        cells = re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m▀", line)
+        if cells:
+            values = np.array(cells, dtype=int)
+            rows += [values[:, :3], values[:, 3:]]
+    return np.array(rows)
+
+
+def sixel(text: str) -> Any:
+    """Return the pixels (height, width, 3) of sixels (DEC STD 070, chapter 9): six rows at once, a colour at a time."""
+    (data,) = re.findall(r"\x1bP[\d;]*q(.*?)\x1b\\", text, re.DOTALL)
+    across, down = map(int, re.match(r'"\d+;\d+;(\d+);(\d+)', data).groups())  # type: ignore[union-attr]
+    found, colours, colour = np.zeros((down + 6, across, 3), int), dict[str, Any](), np.zeros(3)
+    x = y = 0
+    for piece in re.findall(r'"[\d;]+|#\d+(?:;2;\d+;\d+;\d+)?|!\d+[?-~]|[$?-~-]', data):
+        if piece.startswith("#"):
+            number, *mixed = piece[1:].split(";")
+            if mixed:
+                colours[number] = np.array([int(v) * 255 / 100 for v in mixed[1:]])
+            colour = colours[number]
+        elif piece == "$":
+            x = 0
+        elif piece == "-":
+            x, y = 0, y + 6
+        elif not piece.startswith('"'):
+            count = int(piece[1:-1]) if piece[0] == "!" else 1
+            bits = ord(piece[-1]) - 63
+            for bit in range(6):
+                if bits >> bit & 1:
+                    found[y + bit, x : x + count] = colour
+            x += count
+    return found[:down]
+
+
+def kitty(text: str) -> Any:
+    """Return the pixels of a picture that is sent to kitty in pieces, and placed (sw.kovidgoyal.net/kitty/graphics-protocol)."""
+    pieces = [
+        (dict(pair.split("=") for pair in keys.split(",")), data)
+        for keys, data in re.findall(r"\x1b_G([^;\x1b]*);?([^\x1b]*)\x1b\\", text)
+    ]
+    sent = [(keys, data) for keys, data in pieces if data]
+    (placed,) = [keys for keys, data in pieces if keys.get("a") == "p"]
+    assert {keys["f"] for keys, _ in sent} == {"100"} and {keys["i"] for keys, _ in sent} == {placed["i"]}
+    assert [keys["m"] for keys, _ in sent] == [*["1"] * (len(sent) - 1), "0"]
+    assert max(len(data) for _, data in sent) <= 4096
+    # The cells that it fills.
+    assert text.count("\U0010eeee") == int(placed["c"]) * int(placed["r"])
+    return png("".join(data for _, data in sent))
+
+
+def iterm2(text: str) -> Any:
+    """Return the pixels of a picture that is sent to iTerm2 (iterm2.com/documentation-images.html)."""
+    (keys, data), = re.findall(r"\x1b\]1337;File=([^:]*):([^\x07]*)\x07", text)  # fmt: skip
+    said = dict(pair.split("=") for pair in keys.split(";"))
+    assert said["inline"] == "1" and int(said["size"]) == len(base64.b64decode(data))
+    return png(data)
+
+
+def png(data: str) -> Any:
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+READ = {"blocks": blocks, "sixel": sixel, "kitty": kitty, "iterm2": iterm2}
+
+
+@pytest.mark.parametrize(("way", "off"), [("blocks", 1), ("sixel", 3), ("kitty", 0), ("iterm2", 0)])
+def test_each_protocol(sdcli: Sdcli, picture: Path, way: str, off: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")  # That is for text.
+    done = sdcli("show", str(picture), "--graphics", way, "--width", "20")
+    assert done.code == 0 and done.stderr == ""
+    text = done.stdout.decode()
+    assert has_four_quarters(READ[way](text), off)
+    # The cursor is under it: a terminal's cells are twice as high as wide.
+    assert text.count("\n") == (1 if way == "iterm2" else 10)
+    assert not any(mark in text for mark in {"\x1bP", "\x1b_G", "\x1b]1337", "▀"} - MARKS[way])
+
+
+MARKS = {"blocks": {"▀"}, "sixel": {"\x1bP"}, "kitty": {"\x1b_G"}, "iterm2": {"\x1b]1337"}}
+
+
+def test_terminals_of_256_colours(sdcli: Sdcli, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("COLORTERM", raising=False)
+    text = sdcli("show", str(picture), "--graphics", "blocks", "--width", "4").stdout.decode()
+    cells = re.findall(r"\x1b\[38;5;(\d+);48;5;(\d+)m▀", text)
+    # The nearest of the cube's: red, blue, green and white.
+    assert cells == [("160", "160")] * 2 + [("20", "20")] * 2 + [("35", "35")] * 2 + [("231", "231")] * 2
+    assert "38;2;" not in text
+
+
+def test_from_stdin_and_several(process: Sdcli, picture: Path) -> None:
+    done = process("show", "-", "quarters.png", "--graphics", "iterm2", stdin=picture.read_bytes())
+    assert done.code == 0 and done.stdout.count(b"\x1b]1337;File=") == 2
+    assert done.stderr.splitlines() == ["-", "quarters.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["quarters.png"], 2, "no terminal"),
+        (["quarters.png", "--graphics", "sixels"], 2, "did you mean sixel"),
+        (["-", "-", "--graphics", "sixel"], 2, "once"),
+        (["nothing.png", "--graphics", "sixel"], 66, "nothing.png"),
+        (["text.png", "--graphics", "sixel"], 65, "text.png"),
+    ],
+)
+def test_refused(sdcli: Sdcli, picture: Path, argv: list[str], code: int, said: str) -> None:
+    Path("text.png").write_text("no picture")
+    done = sdcli("show", *argv)
+    assert done.code == code and said in done.stderr and done.stdout == b""
+
+
+# On a terminal
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command on a terminal of its own did: `seen` is what the terminal got, `out` what went to stdout's pipe."""
+
+    code: int
+    out: bytes
+    seen: bytes
+
+
+def on_a_terminal(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    env: Mapping[str, str | None] | None = None,
+    answers: bool = True,
+    knows: Sequence[str] = (),
+    typed: bytes = b"",
+    piped: bool = True,
+) -> Session:
+    """Run a command whose stdin and stderr are a terminal, and stdout too unless `piped`.
+
+    It is of 80 columns and 30 rows, answers what it is asked and knows the protocols that it `knows`.
+    """
+    own = {
+        "TERM": "xterm-256color",
+        "COLORTERM": "truecolor",
+        "NO_COLOR": None,
+        "TERM_PROGRAM": None,
+        "LC_TERMINAL": None,
+    }
+    environ = {k: v for k, v in {**os.environ, **own, **(env or {})}.items() if v is not None}
+    ours, theirs = os.pipe()
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            os.chdir(folder)
+            fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+            if piped:
+                os.dup2(theirs, 1)
+            while typed and not select.select([0], [], [], 0)[0]:
+                time.sleep(0.01)
+            os.execvpe(command[0], list(command), environ)
+        finally:
+            os._exit(99)
+    os.close(theirs)
+    if typed:
+        os.write(terminal, typed)
+    seen, out, answered, open_ends = b"", b"", set[bytes](), {terminal, ours}
+    while open_ends:
+        ready = select.select([*open_ends], [], [], 120)[0]
+        assert ready, f"nothing for two minutes after {seen[-200:]!r}"
+        for end in ready:
+            try:
+                data = os.read(end, 65536)
+            except OSError:  # Linux's word for the other end's having gone
+                data = b""
+            if not data:
+                open_ends.discard(end)
+            elif end == ours:
+                out += data
+            else:
+                seen += data
+        if not answers:
+            continue
+        asked = KITTY.search(seen) if "kitty" in knows else None
+        for question, answer in [
+            *([(asked[0], b"\x1b_Gi=" + asked[1] + b";OK\x1b\\")] if asked else []),
+            (CELL, b"\x1b[6;20;10t"),
+            (SIXEL, b"\x1b[?62;4c" if "sixel" in knows else b"\x1b[?62c"),
+        ]:
+            if question in seen and question not in answered:
+                answered.add(question)
+                os.write(terminal, answer)
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    os.close(ours)
+    return Session(os.waitstatus_to_exitcode(status), out, seen)
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "sdcli", *argv]
+
+
+@pytest.mark.parametrize(
+    ("knows", "env", "way"),
+    [
+        (["sixel"], {}, "sixel"), (["kitty"], {}, "kitty"), (["sixel", "kitty"], {}, "sixel"), ([], {}, "blocks"),
+        ([], {"TERM_PROGRAM": "iTerm.app"}, "iterm2"), (["sixel"], {"LC_TERMINAL": "iTerm2"}, "iterm2"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_terminal_is_asked(picture: Path, knows: list[str], env: dict[str, str], way: str) -> None:
+    done = on_a_terminal(
+        command("show", "quarters.png", "--width", "20"), picture.parent, knows=knows, env=env, piped=False
+    )
+    assert done.code == 0, done.seen
+    # What it was asked is no picture.
+    text = KITTY.sub(b"", done.seen).decode()
+    assert has_four_quarters(READ[way](text), 3)
+    # Who says what it is, is not asked.
+    assert (SIXEL in done.seen) == (way != "iterm2")
+    assert way == "sixel" or bool(KITTY.search(done.seen)) == (way != "iterm2")
+
+
+def test_a_terminal_that_does_not_answer(picture: Path) -> None:
+    began = time.monotonic()
+    done = on_a_terminal(command("show", "quarters.png"), picture.parent, answers=False, piped=False)
+    assert done.code == 0 and has_four_quarters(blocks(KITTY.sub(b"", done.seen).decode()), 1)
+    assert time.monotonic() - began < 60 and b"Traceback" not in done.seen
+
+
+def test_what_is_typed_ahead_is_for_the_next(picture: Path) -> None:
+    script = f"{sys.executable} -m sdcli show quarters.png; read line; echo got $line."
+    done = on_a_terminal(["sh", "-c", script], picture.parent, typed=b"hello\n", knows=["sixel"], piped=False)
+    assert b"got hello." in done.seen and SIXEL not in done.seen and blocks(done.seen.decode()).size
+
+
+def test_a_pipe_on_stdin_is_left_alone(picture: Path) -> None:
+    """The terminal is asked through itself, not through stdin."""
+    script = f"cat quarters.png | {sys.executable} -m sdcli show - --width 20"
+    done = on_a_terminal(["sh", "-c", script], picture.parent, knows=["sixel"], piped=False)
+    assert has_four_quarters(sixel(done.seen.decode()), 3)
+
+
+def test_a_preview_forms_in_its_place(tmp_path: Path) -> None:
+    argv = command(*DRAW, "--steps", "60", "--preview", "--show", "-o", "x.png")
+    done = on_a_terminal(argv, tmp_path)
+    assert done.code == 0 and done.out == b"x.png\n"
+    text = done.seen.decode()
+    told = [int(number) for number in re.findall(r"(\d+)/60, [\d.]+ s/step  a red circle on a blue background", text)]
+    assert told[0] == 1 and len(told) >= 2 and told == sorted(told)
+    # Every picture after the first is drawn where that was, and the last one is taken away.
+    shown, after = text.split("seed 3, ")
+    parts = shown.split("s/step")
+    rows = [len(blocks(part)) // 2 for part in parts[:-1]]
+    assert len(set(rows)) == 1 and rows[0] > 10
+    for part in parts[1:-1]:
+        assert f"\r\x1b[{rows[0]}A" in part
+    assert parts[-1].rstrip().endswith(f"\r\x1b[{rows[0]}A\x1b[J")
+    # The last preview is like the picture, and the finished one is the picture.
+    made, last, final = pixels(tmp_path / "x.png"), blocks(parts[-2]), blocks(after)
+    assert np.abs(final - resized(made, final)).mean() < 3 and np.abs(last - resized(made, last)).mean() < 40
+    assert "\x1b[J" not in after and "ETA" not in text
+
+
+def resized(values: Any, like: Any) -> Any:
+    image = Image.fromarray(values.astype(np.uint8)).resize(like.shape[1::-1])
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {}], ids=["dumb", "quiet"])
+def test_where_nothing_is_drawn(tmp_path: Path, env: dict[str, str]) -> None:
+    argv = command(*DRAW, "--steps", "2", "--preview", "--show", "-o", "x.png", *([] if env else ["-q"]))
+    done = on_a_terminal(argv, tmp_path, env=env)
+    assert done.code == 0 and done.out == b"x.png\n" and b"\x1b" not in done.seen
+
+
+def test_silence_off_a_terminal(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the library is not needed either."""
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    plain = sdcli(*DRAW, "--steps", "2", "-o", "x.png")
+    done = sdcli(*DRAW, "--steps", "2", "-o", "y.png", "--preview", "--show")
+    assert done.code == 0 and done.stdout == b"y.png\n" and "\x1b" not in done.stderr
+    assert len(done.stderr.splitlines()) == len(plain.stderr.splitlines())
+    assert np.array_equal(pixels("x.png"), pixels("y.png"))
+    refused = sdcli("show", "x.png", "--graphics", "blocks")
+    assert refused.code == 2 and "pip install 'sdcli[show]'" in refused.stderr
+
+
+def test_a_batch_and_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue star\n")
+    small = ("-m", "demo", "--steps", "1", "--size", "64x64", "-s", "1", "--show")
+    done = on_a_terminal(command("batch", "prompts.txt", *small), tmp_path, env={"TERM_PROGRAM": "iTerm.app"})
+    assert done.code == 0 and done.seen.count(b"\x1b]1337;File=") == 2 and len(done.out.splitlines()) == 2
+    done = on_a_terminal(
+        command("grid", "a star", "--x", "steps=1,2", *small), tmp_path, env={"TERM_PROGRAM": "iTerm.app"}
+    )
+    sheet = next((tmp_path / "sdcli-batch").glob("grid-*.png"))
+    assert done.code == 0 and np.array_equal(iterm2(done.seen.decode()), pixels(sheet))
+
+
+# Previews
+
+
+@pytest.fixture(scope="module")
+def demo() -> library.Pipeline:
+    return library.load("demo", library.DevicePlan(dtype="fp32"))
+
+
+class Kept:
+    """Keeps the steps that it hears."""
+
+    hears = frozenset({"estimates"})
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def __call__(self, step: Step) -> None:
+        self.steps.append(step)
+
+
+def test_the_linear_map(demo: library.Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = Kept()
+    request = library.GenerationRequest(prompt=DRAW[1], seed=3, num_inference_steps=12, guidance_scale=5)
+    (made,) = demo.generate([request], listener=kept)
+    began = time.monotonic()
+    fitted = previewing.linear(demo)
+    assert time.monotonic() - began < 5
+    small = np.asarray(made.image.resize((16, 16), Image.Resampling.BOX)).astype(int)
+    away = [np.abs(np.asarray(fitted.pictures(s.clean)[0]).astype(int) - small).mean() for s in kept.steps]
+    assert away[-1] < 12 and away[3] < 50 and away[-1] < away[3] < away[0]
+    # Kept on disk, and made again where what is there is not it.
+    (file,) = (tmp_path / "sdcli" / "previews").iterdir()
+    whole = file.read_text()
+    monkeypatch.setattr(previewing, "_fitted", lambda _: pytest.fail("it is kept"))
+    assert previewing.linear(demo).weights == fitted.weights
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for broken in ("", "[[1, 2]]", '{"a": NaN}', whole.replace("[", "[[", 1), whole[:-9] + "NaN]]"):
+        file.write_text(broken)
+        assert np.allclose(previewing.linear(demo).weights, fitted.weights)
+        assert np.allclose(previewing._kept(file, 4).weights, fitted.weights)  # type: ignore[union-attr]
+    # The autoencoder's own are the picture.
+    (decoded,) = previewing.decode(demo, kept.steps[-1].latents)
+    assert np.array_equal(np.asarray(decoded), np.asarray(made.image))
+
+
+def test_previews_are_left_out_where_they_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second, a preview half of one."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    shown: list[str] = []
+
+    class Slow:
+        def over(self, image: Any, line: str) -> None:
+            shown.append(line)
+            clock[0] += 0.5
+
+    forming: Any = object.__new__(seeing._Forming)
+    forming._terminal, forming._linear, forming._label = Slow(), previewing.Linear([[1, 1, 1], [0, 0, 0]]), "a star"
+    forming._began, forming._spent = 0.0, 0.0
+    import torch
+
+    for number in range(1, 101):
+        clock[0] += 1
+        forming(Step(number=number, of=100, timestep=1.0, latents=torch.zeros(1, 1, 2, 2)))
+    assert shown[0] == "1/100, 1.00 s/step  a star" and 4 <= len(shown) <= 6
+    assert 0.5 * len(shown) / clock[0] < 0.03
