@@ -131,6 +131,8 @@ def read_outpaint(text: str) -> dict[str, Any]:
         if match is None or match[1] in found:
             raise ValueError("it is SIDE=PIXELS, for example left=128,top=64")
         found[match[1]] = int(match[2])
+    if not any(found.values()):
+        raise ValueError("it adds nothing")
     return found
 
 

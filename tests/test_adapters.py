@@ -130,7 +130,7 @@ def test_files_that_can_not_be_read(tmp_path: Path, kind: Kind) -> None:
 def test_a_record_s_adapter_is_found_by_its_hash(tmp_path: Path) -> None:
     folder = tmp_path / "adapters"
     own = zeros(tmp_path / "elsewhere" / "green.safetensors", SHAPES)
-    kept = adapters.pinned("lora", Adapter(name=str(own), scale=0.5))
+    kept = adapters.pin(adapters.find("lora", Adapter(name=str(own), scale=0.5)))
     assert (kept.name, kept.scale, kept.commit) == ("green.safetensors", 0.5, None)
     # It is not looked for where it was, nor opened by a path that a record names.
     for name in ("green.safetensors", str(own)):
@@ -141,7 +141,7 @@ def test_a_record_s_adapter_is_found_by_its_hash(tmp_path: Path) -> None:
         adapters.find("lora", kept, [folder])
     zeros(folder / "green.safetensors", SHAPES)
     assert adapters.find("lora", kept, [folder]).path == folder / "green.safetensors"
-    assert adapters.pinned("lora", kept, [folder]) == kept
+    assert adapters.pin(adapters.find("lora", kept, [folder])) == kept
 
 
 def test_a_controlnet_is_a_folder_or_a_file(tmp_path: Path) -> None:

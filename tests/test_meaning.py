@@ -373,10 +373,11 @@ def alike(sdcli: Sdcli, table: Table, prompt: str, strengths: Sequence[float], c
 @slow
 @pytest.mark.parametrize("prompt", ["a red star", "a star"])
 def test_the_larger_a_variation_the_less_it_keeps(sdcli: Sdcli, table: Table, prompt: str) -> None:
-    """What the words say stays in any; what the noise decides stays in small ones."""
+    """What the words say stays in any; what the noise decides stays in small ones: a ground mostly, a colour in half of them."""
     found = alike(sdcli, table, prompt, [0.1, 0.2, 0.4, 1.0], 8)
     kept = [n for _, n in found]
-    assert kept[0] >= 5 and kept[0] >= kept[1] >= kept[2] >= kept[3] and kept[3] <= 2, found
+    assert kept[0] >= kept[1] >= kept[2] >= kept[3] and kept[0] - kept[3] >= 4, found
+    assert prompt != "a red star" or kept[0] >= 7 <= found[1][0], found
 
 
 @pytest.mark.parametrize("sources", [1, pytest.param(6, marks=slow)])

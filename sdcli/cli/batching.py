@@ -12,7 +12,7 @@ from sdcli.cli.drawing import Loading, hint_dynamic, show_plan
 from sdcli.cli.main import finishing, screen
 from sdcli.cli.results import Results
 from sdcli.device import DevicePlan
-from sdcli.errors import ClosedPipe, Interrupted, SdcliError, SomeFailed, UsageError
+from sdcli.errors import ClosedPipe, Interrupted, ModelUnavailable, SdcliError, SomeFailed, UsageError
 from sdcli.jobs import batch as batches
 from sdcli.jobs import events, plans
 from sdcli.jobs.batch import Planner, Ready, Survey
@@ -21,7 +21,7 @@ from sdcli.jobs.journal import Index, seed_of
 from sdcli.jobs.runner import How, Runner, Tally
 from sdcli.models import ModelSpec
 from sdcli.output import OutputPlan
-from sdcli.request import JobOptions
+from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Merged
 
 if TYPE_CHECKING:
@@ -74,11 +74,17 @@ def dry_run(
     seeds = Seeds(run_seed, index)
     identity = pipeline.identity(model) if model.is_here else None
     number = 1
+
+    def pin(request: GenerationRequest) -> GenerationRequest:
+        resolved = pipeline.resolve(request, model)
+        try:
+            return pipeline.pinned(resolved, model)
+        except ModelUnavailable:  # An adapter that is on the hub only.
+            return resolved
+
     for asked, prompt_origin, merged in each:
         own = asked.request.seed not in (None, -1)
-        for job in of_asked(
-            asked, seeds, planner.expander, lambda r: pipeline.pinned(pipeline.resolve(r, model), model), number
-        ):
+        for job in of_asked(asked, seeds, planner.expander, pin, number):
             event = plans.plan(
                 job, fitted(merged, model)[0], model=model, identity=identity, spec=spec, plan=plan, where=where,
                 prompt_origin=prompt_origin, seeded=own or run_seed is not None,

@@ -57,9 +57,7 @@ def generate(
     picture: From = None,
     vary: Annotated[
         str | None,
-        typer.Option(
-            "--vary", metavar="PICTURE", help="More like this: --from it, each a variation."
-        ),
+        typer.Option("--vary", metavar="PICTURE", help="More like this: --from it, each a variation."),
     ] = None,
     preview: Preview = False,
     show: Show = False,
@@ -184,13 +182,15 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
         asked = [Asked(request=request, options=options, was_expanded=True, template=template, styles=merged.templates)]
     made: list[Job] = []
     for one in asked:
-        jobs.check(one.request, model, merged)
+        expands = expander is not None and not one.was_expanded
+        jobs.check(one.request if expands else jobs.lift(one.styled), model, merged)
         if expander is not None and not one.was_expanded:
             expander.check(one.request.prompt)
             jobs.count(one, expander)
         made += jobs.of_asked(one, Seeds(None, None), expander, lambda r: r, len(made) + 1)
     for job in made:
         pipeline.check_prompt(job.request, model)
+        pipeline.check_files(job.request, model)
     return made
 
 

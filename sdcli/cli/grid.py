@@ -113,7 +113,7 @@ def grid(
     shown = seeing.between(seeing.terminal(graphics, wanted=show))
     resolved = [pipeline.resolve(one.request, model) for one, _ in asked]
     if all(r.width and r.height for r in resolved):
-        sizes = {(c.x, c.y, c.z): (r.width or 0, r.height or 0) for c, r in zip(cells, resolved, strict=True)}
+        sizes = {(c.x, c.y, c.z): pipeline.final_size(r, model) for c, r in zip(cells, resolved, strict=True)}
         sheet.layout(axes, sizes, title=prompt)  # A sheet that is too large is refused before its cells are drawn.
 
     def read() -> list[Asked]:

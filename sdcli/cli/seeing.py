@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, cast, get_args
 
 import typer
@@ -30,7 +29,7 @@ COLUMNS, PREVIEW_COLUMNS = 60, 40
 # Pixels of a cell, across and down, as a VT340 had them.
 CELL = (10, 20)
 # The share of the time that may go into previews, which is kept by leaving some out.
-SHARE = 0.025
+SHARE = 0.015
 INSTALL = "pip install 'sdcli[show]'"
 
 GRAPHICS = "kitty, iterm2, sixel, blocks; else it is asked."
@@ -106,6 +105,7 @@ class Terminal:
     def __init__(self, stream: TextIO, way: Protocol | None = None, *, asks: bool = True) -> None:
         self._stream = stream
         self._library = _library()
+        self._true_colours = _true_colours()
         with _standing_in(stream, asks=asks):
             self.way: Protocol = way or self._detected()
             # The others are told of cells, whose size is theirs to know.
@@ -190,13 +190,6 @@ class Terminal:
         self._image = made
         return written.getvalue()
 
-    @cached_property
-    def _true_colours(self) -> bool:
-        """Whether it has more than 256 colours, by Rich's rules. NO_COLOR is for text: coloured blocks are the picture."""
-        from rich.console import Console
-
-        return Console(file=_Written(), force_terminal=True).color_system == "truecolor"
-
     def _free(self, image: Any) -> None:
         """Let the terminal forget a picture that it keeps."""
         if image is not None and self.way == "kitty":
@@ -272,6 +265,13 @@ class _Forming:
         (image,) = self._linear.pictures(shown[:1])
         self._terminal.over(image, f"{step.number}/{step.of}, {pace:.2f} s/step  {self._label}")
         self._spent += time.monotonic() - now
+
+
+def _true_colours() -> bool:
+    """Say whether there are more than 256 colours, by Rich's rules. NO_COLOR is for text: coloured blocks are the picture."""
+    from rich.console import Console
+
+    return Console(file=_Written(), force_terminal=True).color_system == "truecolor"
 
 
 def _blocks(image: Any, columns: int, rows: int, *, true_colours: bool) -> str:

@@ -51,6 +51,7 @@ def as_drawn(record: Record, path: str | Path) -> GenerationRequest:
     request = record.request
     if record.tokens.syntax is None:
         request = msgspec.structs.replace(request, prompt_syntax="plain", long_prompt="cut")
+    pipeline.check_recorded(request)
     return pipeline.located(request, (Path(path).parent, Path()))
 
 

@@ -21,7 +21,7 @@ import msgspec
 from sdcli import metadata, output, pipeline, settings
 from sdcli.errors import BadInput, SdcliError, UsageError
 from sdcli.jobs import again, rows
-from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, fitted, of_asked, pack_size
+from sdcli.jobs.jobs import WINDOW, Asked, Job, Refused, Seeds, check, count, fitted, lift, of_asked, pack_size
 from sdcli.jobs.journal import Index, Journal, is_digest, pictures
 from sdcli.jobs.rows import BadRow, Row
 from sdcli.metadata import carried
@@ -104,18 +104,19 @@ class Planner:
         """Return what merged values ask for. Raises what can be known to be wrong with it."""
         merged, _ = fitted(merged, self.model)
         request, options = merged.build(GenerationRequest), merged.build(JobOptions)
+        expands = self.expander is not None and not was_expanded
         key = pipeline.shape(request, self.model)
         if key not in self._checked or "<" in request.prompt:
-            check(request, self.model, merged)
+            check(request if expands else lift(request), self.model, merged)
             if len(self._checked) < WINDOW:
                 self._checked.add(key)
-        if self.expander is not None and not was_expanded:
+        if expands and self.expander is not None:
             self.expander.check(request.prompt)
         asked = Asked(
             request=request, options=options, origin=origin, line=line, was_expanded=was_expanded, styles=merged.templates
         )  # fmt: skip
         if self.expander is None or was_expanded:
-            pipeline.check_prompt(request, self.model)
+            pipeline.check_prompt(lift(asked.styled), self.model)
             metadata.check_length(asked.styled, self._metadata)
         return dataclasses.replace(asked, pictures=count(asked, self.expander))
 
@@ -365,8 +366,13 @@ def jobs(
             continue
         try:
             for job in of_asked(one, ready.seeds, expander, ready.pin, index):
-                yield job
                 index = job.index + 1
+                try:
+                    ready.pin(job.request)
+                except SdcliError as error:  # What a prompt was expanded to may name what is not here.
+                    yield Refused(error=error, line=job.line)
+                    continue
+                yield job
         except SdcliError as error:
             yield Refused(error=error, line=one.line)
 

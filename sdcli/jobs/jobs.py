@@ -19,7 +19,7 @@ from sdcli.models import Model, checking
 from sdcli.output import Destination
 from sdcli.prompts.wildcards import Expander
 from sdcli.record import said_of
-from sdcli.request import GenerationRequest, JobOptions, draw_seed
+from sdcli.request import MOST_ADAPTERS, GenerationRequest, JobOptions, draw_seed
 from sdcli.settings import Merged
 
 # Where values come from that somebody has just typed.
@@ -127,7 +127,9 @@ def of_asked(
         first = seeds.of(resolve(shares or request), shared=shares is not None)
         to = request.variation
         if to is not None and to.seed == -1:
-            to = msgspec.structs.replace(to, seed=seeds.of(resolve(msgspec.structs.replace(request, seed=None))))
+            # Without it, it would be the picture's own.
+            whole = msgspec.structs.replace(asked.shares or request, seed=None, variation=None)
+            to = msgspec.structs.replace(to, seed=seeds.of(resolve(whole), shared=asked.shares is not None))
         for k in range(options.count):
             number = (first + k) % 2**63
             # Variations are of one picture: theirs is the seed that is counted, as in A1111. Seeds go round where they end.
@@ -152,6 +154,10 @@ def lift(request: GenerationRequest) -> GenerationRequest:
     from sdcli.models import adapters
 
     prompt, loras = adapters.tags(request.prompt)
+    if len(request.lora) + len(loras) > MOST_ADAPTERS:
+        raise UsageError(
+            f"the prompt and --lora name {len(request.lora) + len(loras)} LoRAs", f"{MOST_ADAPTERS} at most"
+        )
     return msgspec.structs.replace(request, prompt=prompt, lora=(*request.lora, *loras)) if loras else request
 
 
@@ -223,7 +229,6 @@ def _explained(error: UsageError, merged: Merged) -> UsageError:
 
 def check(request: GenerationRequest, model: Model, merged: Merged) -> None:
     """Refuse what can be refused of a request without torch; `merged` is what it was made of, and says who asked."""
-    request = lift(request)
     try:
         models.check(request, model)
         pipeline.check_files(request, model)

@@ -38,7 +38,9 @@ def plan(
         kept = pipeline.pinned(request, model)
     except ModelUnavailable:  # An adapter that is on the hub only.
         kept, complete = request, False
-    id = job_id(kept, identity) if complete and identity else None
+    to = merged.values.get("variation")
+    drawn_later = to is not None and to.seed == -1
+    id = job_id(kept, identity) if complete and identity and not drawn_later else None
     shown = msgspec.to_builtins(kept)
     origins = {
         f: merged.origin(f) or "default"
@@ -65,6 +67,9 @@ def plan(
     later = [f for f in ("seed", "width", "height", "num_inference_steps", "guidance_scale") if shown[f] is None]
     later += [k for k, v in shown_plan.items() if v is None]
     origins |= dict.fromkeys(later, DECIDED_LATER)
+    if drawn_later:
+        shown["variation"]["seed"] = None
+        origins["variation"] = f"{origins['variation']}; its seed is {DECIDED_LATER}"
     facts: dict[str, Any] = {
         "name": model.shown_name, "family": model.family.name if model.family else None, "repo": model.repo,
         "commit": model.commit, "files": identity.files if identity else None, "adapters": [], "vae": spec.vae,

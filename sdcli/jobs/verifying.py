@@ -30,11 +30,11 @@ from sdcli.metadata import infotext, inspecting, ours
 from sdcli.metadata.bounds import MOST_FILE
 from sdcli.metadata.inspecting import SHEET, Found
 from sdcli.metadata.readers import a1111
-from sdcli.models import ModelSpec
+from sdcli.models import ModelSpec, adapters
 from sdcli.models.hub import Say
 from sdcli.pipeline import Listener, Pipeline
 from sdcli.record import SCHEMA, EncodingRecord, GeneratedImage, ModelRecord, PlanRecord, Record, job_id, pixels_of
-from sdcli.request import PackSize
+from sdcli.request import GenerationRequest, PackSize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,8 +89,21 @@ def verify(path: Path, pipe: Pipeline) -> Verdict:
     subject = take(path)
     record = subject.record
     size = _that_fits(pipe, record, _pack_size(record.plan))
-    (drawn,) = pipe.generate([again.as_drawn(record, path)], batch_size=size)
+    (drawn,) = pipe.generate([_redraw(record, path, pipe)], batch_size=size)
     return judge(subject, drawn)
+
+
+def _redraw(record: Record, path: Path, pipe: Pipeline) -> GenerationRequest:
+    """Return the request that draws a picture again. Nothing is downloaded at a picture's word: ModelUnavailable."""
+    request = again.as_drawn(record, path)
+    for kind in ("lora", "embedding", "controlnet", "ip_adapter"):
+        for one in getattr(request, kind):
+            if adapters.find(kind, one, pipe.model.adapter_folders).path is None:
+                raise ModelUnavailable(
+                    f"it was drawn with {_short(one.name)}, which is not on this machine",
+                    "nothing is downloaded for verifying",
+                )
+    return request
 
 
 # Reading
@@ -472,7 +485,7 @@ class Verifier:
         done = 0
         try:
             size = _that_fits(pipe, taken[0][1].record, size)
-            requests = [again.as_drawn(subject.record, path) for path, subject in taken]
+            requests = [_redraw(subject.record, path, pipe) for path, subject in taken]
             for drawn in pipe.generate(requests, batch_size=size, listener=self.listener):
                 path, subject = taken[done]
                 done += 1

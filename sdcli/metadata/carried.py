@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from sdcli.errors import BadInput
 from sdcli.metadata import infotext, ours
@@ -46,6 +48,10 @@ def check_length(request: GenerationRequest, how: How) -> None:
     Raises BadInput.
     """
     if how == "full":
+        # Of files a record has the names alone.
+        nothing: dict[str, Any] = {"init_image": None, "mask": None, "upscale": None}
+        nothing |= dict.fromkeys(("lora", "embedding", "controlnet", "ip_adapter"), ())
+        request = msgspec.structs.replace(request, **nothing)
         _check_length(ours.encode(request), request.prompt + request.negative_prompt)
 
 

@@ -202,6 +202,8 @@ def _at(found: Found) -> Found:
         return replace(found, variant=check_weights(path, [""], ("fp16",) if found.repo else ()))
     if path.suffix.lower() != SUFFIX:
         raise BadInput(f"{path} is no {SUFFIX} file", f"name a {SUFFIX} file or a hub id")
+    if not path.is_file():
+        raise BadInput(f"{path} is no file", f"name a {SUFFIX} file or a hub id")
     read_header(path)
     return found
 
@@ -362,11 +364,6 @@ def sha256(found: Found) -> str:
         return sha256_of(files[0])
     lines = (f"{sha256_of(f)}  {f.name}\n" for f in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def pinned(kind: Kind, adapter: Adapter, folders: Sequence[Path] = ()) -> Adapter:
-    """Return an adapter as records keep it: a name without a folder, hash, commit, an embedding's word. Its picture stays."""
-    return pin(find(kind, adapter, folders))
 
 
 def pin(found: Found) -> Adapter:

@@ -58,7 +58,7 @@ def check(request: GenerationRequest, model: Model) -> None:
 def start_of(request: GenerationRequest) -> str:
     """Return what a request starts from, as `Family.starts` calls it; empty: from noise and words alone."""
     start = "mask" if request.mask or request.outpaint else "image" if request.init_image else ""
-    return "-".join(filter(None, ("control" if request.controlnet else "", start)))
+    return "-".join(filter(None, ("control" if any(net.scale for net in request.controlnet) else "", start)))
 
 
 def strength_of(request: GenerationRequest) -> float | None:

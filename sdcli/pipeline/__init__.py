@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sdcli.pipeline.requests import LARGEST_PACK as LARGEST_PACK
 from sdcli.pipeline.requests import check_files as check_files
 from sdcli.pipeline.requests import check_prompt as check_prompt
+from sdcli.pipeline.requests import check_recorded as check_recorded
+from sdcli.pipeline.requests import final_size as final_size
 from sdcli.pipeline.requests import identity as identity
 from sdcli.pipeline.requests import likeness as likeness
 from sdcli.pipeline.requests import located as located

@@ -37,6 +37,7 @@ class Adapters:
         # By kind: what is asked for, the records of it, and the hashes that are on the pipe in their order.
         self._asked: dict[Kind, tuple[Adapter, ...]] = dict.fromkeys(FIELDS, ())
         self._told: dict[Kind, tuple[dict[str, Any], ...]] = dict.fromkeys(FIELDS, ())
+        self._hashes: dict[Kind, tuple[str, ...]] = dict.fromkeys(FIELDS, ())
         self._loras: dict[str, str] = {}
         self._trained: list[Any] = []
         self._tokens: dict[str, int] = {}
@@ -60,20 +61,22 @@ class Adapters:
         }
         for kind in FIELDS:
             wanted = in_force(getattr(request, kind))
-            if wanted == self._asked[kind]:
-                continue
-            # Until all of it is on, nothing is promised: what fails midway is taken off and tried anew the next time.
-            self._asked[kind] = self._told[kind] = ()
+            # What fails here leaves what is on as it is. A file may have changed under its name.
             found = [files.ready(kind, adapter, self.folders, self.say) for adapter in wanted]
+            hashes = tuple(files.sha256(one) for one in found)
+            if wanted == self._asked[kind] and hashes == self._hashes[kind]:
+                continue
             for one in found:
                 files.check(kind, one, self.model)
+            # Until all of it is on, nothing is promised: what fails midway is taken off and tried anew the next time.
+            self._asked[kind] = self._told[kind] = self._hashes[kind] = ()
             try:
                 with _silently():
                     put[kind](found)
             except BaseException:
                 put[kind]([])
                 raise
-            self._asked[kind] = wanted
+            self._asked[kind], self._hashes[kind] = wanted, hashes
             self._told[kind] = tuple(self._record(kind, one) for one in found)
         return tuple(told for kind in FIELDS for told in self._told[kind])
 
@@ -96,7 +99,7 @@ class Adapters:
     @property
     def encoding(self) -> tuple[Any, ...]:
         """What an encoded prompt depends on: the same value stands for the same words' embeddings."""
-        return self._asked["lora"], self._asked["embedding"]
+        return tuple((self._asked[kind], self._hashes[kind]) for kind in ("lora", "embedding"))
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -105,8 +108,7 @@ class Adapters:
 
     def controlnets(self, request: GenerationRequest) -> list[Any]:
         """Return the networks of the request's ControlNets, in the order of `in_force(request.controlnet)`."""
-        if in_force(request.controlnet) != self._asked["controlnet"]:
-            self.apply(request)
+        assert in_force(request.controlnet) == self._asked["controlnet"], "they are put on by `apply`"
         return list(self._controls)
 
     # Embeddings (textual inversion, arXiv 2208.01618)

@@ -154,6 +154,9 @@ class Pipeline:
         """
         size = 1 if self.family.alone else 1 << max(0, at_most.bit_length() - 1)
         request = resolve(request, self.model)
+        if request.hires is not None:
+            width, height = models.enlarged(request, self.model)
+            request = msgspec.structs.replace(request, width=width, height=height, hires=None)
         if self.decision.device == "cpu":
             import psutil
 
@@ -288,7 +291,8 @@ class Pipeline:
     ) -> Iterator[_Made]:
         """Yield pictures that are drawn over, enlarged."""
         size = models.enlarged(filled[0], self.model)
-        request = [msgspec.structs.replace(r, width=size[0], height=size[1]) for r in filled]
+        # The second pass starts from the picture: a variation is of the first one's noise.
+        request = [msgspec.structs.replace(r, width=size[0], height=size[1], variation=None) for r in filled]
         drawn = [one.image for one in made]
         over = given.over([*drawn, *[drawn[-1]] * (len(filled) - len(drawn))], filled[0], size)
         decoding = self.decoding

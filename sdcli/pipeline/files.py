@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sdcli import models, pictures
-from sdcli.errors import InputMissing
+from sdcli.errors import BadInput, InputMissing
 from sdcli.models import Model, adapters
 from sdcli.models.adapters import Kind
 from sdcli.models.hub import Say
@@ -51,8 +51,8 @@ def _pinned_adapter(kind: Kind, adapter: Adapter, model: Model, say: Say | None)
 
 
 def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRequest:
-    """Return a request out of a record with the pictures that it names, where files with those names and that content lie in
-    one of the folders. Others stay as they are, and are refused by `check`."""
+    """Return a request out of a record with the paths of the files that it names, where files with those names and that content
+    lie in one of the folders. Others stay as they are, and are refused by `check`."""
 
     def place(value: str | File | None) -> str | File | None:
         found = pictures.find(value.name, value.sha256, folders) if isinstance(value, File) else None
@@ -68,13 +68,28 @@ def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRe
     return msgspec.structs.replace(request, **changed) if changed else request
 
 
+def check_recorded(request: GenerationRequest) -> None:
+    """Refuse a record that names a file by a path: sdcli writes names and hashes, and a path in a picture is nobody's to open."""
+    named = [a for kind in KINDS for a in getattr(request, kind)]
+    said = [getattr(request, name) for name in PICTURES] + [adapter.image for adapter in named]
+    up = request.upscale
+    unpinned = up is not None and up.name != upscaling.LANCZOS and up.sha256 is None
+    if unpinned or any(isinstance(one, str) for one in said) or any(adapter.sha256 is None for adapter in named):
+        raise BadInput(
+            "the record names a file by a path, as sdcli writes none", "it was edited: give the files as options"
+        )
+
+
 def _placed(adapter: Adapter, folders: Sequence[Path]) -> Adapter:
     """Return an adapter out of a record by its path, where one of that name and content lies in one of the folders."""
     if adapter.sha256 is None or any(c in adapter.name for c in "/\\\0") or adapter.name in ("", ".", ".."):
         return adapter
     for path in (folder / adapter.name for folder in folders):
-        if path.is_file() and models.sha256_of(path) == adapter.sha256:
-            return msgspec.structs.replace(adapter, name=str(path), sha256=None)
+        try:
+            if path.is_file() and models.sha256_of(path) == adapter.sha256:
+                return msgspec.structs.replace(adapter, name=str(path.absolute()), sha256=None)
+        except (OSError, ValueError):  # No system takes such a name, or nobody may look.
+            continue
     return adapter
 
 

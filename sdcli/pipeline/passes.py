@@ -153,7 +153,8 @@ class StableDiffusion:
         import torch
 
         first = pack[0]
-        pipe = _started(self.pipe, given, self.owner.family, self.owner.adapters.controlnets(first))
+        nets = self.owner.adapters.controlnets(first) if given.controls else []
+        pipe = _started(self.pipe, given, self.owner.family, nets)
         assert first.width is not None and first.height is not None
         generators = _generators(pack)
         if given.sources:
@@ -268,6 +269,9 @@ class Whole:
     def guided(self, request: GenerationRequest) -> bool:
         if self.family.guidance == "built-in":
             return request.true_cfg_scale > 1
+        network = getattr(self.pipe, self.family.denoiser, None)
+        if getattr(getattr(network, "config", None), "time_cond_proj_dim", None) is not None:
+            return False  # Guidance is an input of it.
         return request.guidance_scale > self.family.unguided and self.owner.model.guided
 
     def denoise(self, pack: Sequence[GenerationRequest], given: Conditions, listener: Listener | None) -> Any:
@@ -276,7 +280,8 @@ class Whole:
         with warnings.catch_warnings():
             # diffusers tells of names of its own that its own pipelines still use.
             warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
-            pipe = _started(self.pipe, given, self.family, self.owner.adapters.controlnets(pack[0]))
+            nets = self.owner.adapters.controlnets(pack[0]) if given.controls else []
+            pipe = _started(self.pipe, given, self.family, nets)
             arguments = self._arguments(pipe, pack) | given.arguments(pack[0], getattr(pipe, "vae_scale_factor", 8))
             words = None
             if self.owner.encoder is not None:

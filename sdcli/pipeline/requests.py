@@ -60,7 +60,7 @@ def _size(request: GenerationRequest, model: Model) -> tuple[int | None, int | N
         source = pictures.size_of(request.init_image)
         if (more := request.outpaint) is not None:
             source = (source[0] + more.left + more.right, source[1] + more.top + more.bottom)
-            return source if request.width is None and request.height is None else (request.width, request.height)
+            return request.width or source[0], request.height or source[1]
         if native is not None:
             return pictures.drawn_size(source, native, model.multiple)
     width, height = native or (None, None)
@@ -101,13 +101,21 @@ def pinned(request: GenerationRequest, model: Model, say: Say | None = None) -> 
 
 
 def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRequest:
-    """Return a request out of a record with the pictures that it names, where files with those names and that content lie in
-    one of the folders. Others stay as they are, and are refused by `check_files`."""
+    """Return a request out of a record with the paths of the files that it names, where files with those names and that content
+    lie in one of the folders. Others stay as they are, and are refused by `check_files`."""
     if not names_files(request):
         return request
     from sdcli.pipeline import files
 
     return files.located(request, folders)
+
+
+def check_recorded(request: GenerationRequest) -> None:
+    """Refuse a request out of a record that names a file by a path. BadInput."""
+    if names_files(request):
+        from sdcli.pipeline import files
+
+        files.check_recorded(request)
 
 
 def check_files(request: GenerationRequest, model: Model) -> None:
@@ -116,6 +124,17 @@ def check_files(request: GenerationRequest, model: Model) -> None:
         from sdcli.pipeline import files
 
         files.check(request, model)
+
+
+def final_size(request: GenerationRequest, model: Model) -> tuple[int, int]:
+    """Return the width and height in pixels of the picture that a resolved request, whose size is known, ends as."""
+    size = models.enlarged(request, model) if request.hires is not None else (request.width or 0, request.height or 0)
+    if request.upscale is None:
+        return size
+    from sdcli.pipeline import upscaling
+
+    factor = upscaling.factor_of(request.upscale) if upscaling.is_here(request.upscale) else 1
+    return round(size[0] * factor), round(size[1] * factor)
 
 
 # Prompts
@@ -163,7 +182,7 @@ def likeness(request: GenerationRequest) -> tuple[Any, ...]:
     """
     varies = {"prompt", "negative_prompt", "seed", "variation"}
     same = tuple(getattr(request, f) for f in request.__struct_fields__ if f not in varies)
-    return (*same, bool(request.negative_prompt))
+    return (*same, bool(request.negative_prompt), request.variation is not None)
 
 
 def seeded(request: GenerationRequest) -> GenerationRequest:

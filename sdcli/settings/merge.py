@@ -189,7 +189,7 @@ def convert(name: str, value: Any, origin: str) -> Any:
         try:
             value = json.loads(value)
             json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape" if path else "strict")
-        except ValueError:
+        except (ValueError, RecursionError):
             kind, example = JSON[option.field]
             raise UsageError(f"{origin}: {name} is a JSON {kind}, not {value!r}", f"for example {example}") from None
     given = value
@@ -227,8 +227,8 @@ def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -
             return read(value) if isinstance(value, str) else value
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         return [read(one) if isinstance(one, str) else one for one in values]
-    except ValueError as error:
-        reason = "it is no JSON" if isinstance(error, json.JSONDecodeError) else error
+    except (ValueError, RecursionError) as error:
+        reason = error if type(error) is ValueError else "it is no JSON"
         raise UsageError(
             f"{origin}: {option.field} can't be {value!r}: {reason}", f"{option.field}: {option.help}"
         ) from None
