@@ -405,6 +405,7 @@ def test_previews_are_left_out_where_they_would_cost_too_much(monkeypatch: pytes
     """A step takes a second, a preview half of one."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "thread_time", lambda: clock[0])
     shown: list[str] = []
 
     class Slow:
@@ -414,7 +415,7 @@ def test_previews_are_left_out_where_they_would_cost_too_much(monkeypatch: pytes
 
     forming: Any = object.__new__(seeing._Forming)
     forming._terminal, forming._linear, forming._label = Slow(), previewing.Linear([[1, 1, 1], [0, 0, 0]]), "a star"
-    forming._began, forming._spent = 0.0, 0.0
+    forming._began, forming._began_own, forming._spent = 0.0, 0.0, 0.0
     import torch
 
     for number in range(1, 101):

@@ -23,7 +23,6 @@ from sdcli.jobs.watching import Watch
 from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec
 from sdcli.output import OutputPlan
-from sdcli.pipeline import previewing
 from sdcli.prompts.wildcards import looks_dynamic
 from sdcli.request import GenerationRequest, JobOptions
 from sdcli.settings import Merged
@@ -133,7 +132,7 @@ def generate(
     loaded = Loading(model, spec, plan)()
     watches: list[Watch] = []
     if kept is not None:
-        previewing.check(loaded)
+        kept.check(loaded)
         watches.append(kept)
     if preview and terminal is not None:
         watches += seeing.previews(terminal, loaded, len(made))

@@ -254,11 +254,13 @@ class _Forming:
             pipeline.forget(error)
         text = printable(" ".join(job.request.prompt.split()))
         self._label = f"{job.index}/{pictures} {text}" if pictures > 1 else text
-        self._began, self._spent = time.monotonic(), 0.0
+        # This thread's own time too: while others have the machine, the clock says nothing of what a step takes.
+        self._began, self._began_own, self._spent = time.monotonic(), time.thread_time(), 0.0
 
     def __call__(self, step: Step) -> None:
         now = time.monotonic()
-        if self._linear is None or self._spent > SHARE * (now - self._began):
+        passed = min(now - self._began, time.thread_time() - self._began_own)
+        if self._linear is None or self._spent > SHARE * passed:
             return
         shown = step.clean if step.clean is not None else step.latents
         pace = (now - self._began - self._spent) / step.number

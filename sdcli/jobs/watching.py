@@ -129,6 +129,12 @@ class Keeping:
         self._pipeline: Pipeline | None = None
         self._runs: list[Run] = []
 
+    def check(self, pipeline: Pipeline) -> None:
+        """Raise UsageError for a model whose steps can't be shown."""
+        from sdcli.pipeline import previewing
+
+        previewing.check(pipeline)
+
     def pack(self, pipeline: Pipeline, jobs: Sequence[Job]) -> Listener:
         self._pipeline, self._recorder = pipeline, Recorder()
         return self._recorder

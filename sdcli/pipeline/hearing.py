@@ -137,19 +137,23 @@ def parts(scheduler: Any, output: Any, timestep: Any, sample: Any) -> Heard | No
     if given.shape[1] == 2 * x.shape[1]:
         given = given[:, : x.shape[1]]  # The other half is the variance (arXiv 2102.09672).
     kind = scheduler.config.get("prediction_type", "flow_prediction" if _flows(scheduler) else "epsilon")
+    found = split(kind, x, given, signal, sigma)
+    return None if found is None else Heard(before=sample, noise=found[0], clean=found[1], sigma=sigma, signal=signal)
+
+
+def split(kind: str, x: Any, said: Any, signal: float, sigma: float) -> tuple[Any, Any] | None:
+    """Return the noise and the clean latents that `x` consists of by what a network said, None where that does not follow."""
     size = (signal**2 + sigma**2) ** 0.5
     if kind == "epsilon" and signal:
-        noise, clean = given, (x - sigma * given) / signal
-    elif kind == "v_prediction":
+        return said, (x - sigma * said) / signal
+    if kind == "v_prediction":
         # It is of latents of unit size, whatever the scheduler holds.
-        clean, noise = (signal * x / size - sigma * given) / size, (sigma * x / size + signal * given) / size
-    elif kind in ("sample", "original_sample") and sigma:
-        clean, noise = given, (x - signal * given) / sigma
-    elif kind == "flow_prediction":
-        clean, noise = x - sigma * given, x + signal * given
-    else:
-        return None
-    return Heard(before=sample, noise=noise, clean=clean, sigma=sigma, signal=signal)
+        return (sigma * x / size + signal * said) / size, (signal * x / size - sigma * said) / size
+    if kind in ("sample", "original_sample") and sigma:
+        return (x - signal * said) / sigma, said
+    if kind == "flow_prediction":
+        return x + signal * said, x - sigma * said
+    return None
 
 
 def coefficients(scheduler: Any, timestep: Any) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli import schedulers
 from sdcli.errors import UsageError
 from sdcli.models import Model
-from sdcli.pipeline.hearing import ESTIMATES, Step
+from sdcli.pipeline.hearing import ESTIMATES, Step, split
 from sdcli.pipeline.machine import backend
 from sdcli.prompts import syntax
 from sdcli.record import GeneratedImage
@@ -181,19 +181,12 @@ class _Moments:
     def _halves(self, moment: Moment) -> Moment:
         """Return a step with what the network said without the prompt and with it, which a pass asks in this order."""
         kind, channels = self.pipe.scheduler.config.get("prediction_type", "epsilon"), len(moment.before)
-        without, prompted = (_clean(kind, moment, _kept(half[None, :channels])) for half in self.output)
-        return moment if prompted is None else replace(moment, unprompted=without, prompted=prompted)
-
-
-def _clean(kind: str, moment: Moment, said: Any) -> Any:
-    """Return the clean latents by what the network said, None for a kind of word that is not known (as in `hearing.parts`)."""
-    assert moment.signal is not None and moment.sigma is not None
-    if kind == "epsilon":
-        return (moment.before - moment.sigma * said) / moment.signal if moment.signal else None
-    if kind == "v_prediction":
-        size = (moment.signal**2 + moment.sigma**2) ** 0.5
-        return (moment.signal * moment.before / size - moment.sigma * said) / size
-    return said if kind == "sample" else None
+        assert moment.signal is not None and moment.sigma is not None
+        halves = [_kept(half[None, :channels]) for half in self.output]
+        found = [split(kind, moment.before, half, moment.signal, moment.sigma) for half in halves]
+        if found[0] is None or found[1] is None:
+            return moment
+        return replace(moment, unprompted=found[0][1], prompted=found[1][1])
 
 
 def _kept(latents: Any) -> Any:

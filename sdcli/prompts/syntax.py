@@ -50,10 +50,11 @@ def check(request: GenerationRequest, model: Model, added: Mapping[str, int] | N
     """Refuse prompts that can't be read; those too long for `error`, where the tokenizer is here. `added` are words of
     embeddings and how many tokens each is.
     """
-    from sdcli.prompts.tokens import Reader
+    way, reader = how(request, model.family), None
+    if way.long == "error":
+        from sdcli.prompts.tokens import Reader
 
-    way = how(request, model.family)
-    reader = Reader.of(model, added or {}) if way.long == "error" else None
+        reader = Reader.of(model, added or {})
     for field in ("prompt", "negative_prompt"):
         try:
             check_text(
