@@ -1,12 +1,14 @@
 """Draw the README's pictures with the bundled model: python docs/pictures.py [NAME...]
 
 Without names all are drawn: they are the functions in SHEETS. In `demo` prompt i has seed i, elsewhere row i, counted from 0; no
-seed was chosen. `adapters` needs the extras `lora` and `control`.
+seed was chosen. `adapters` needs the extras `lora` and `control`; `explain` and `gallery` are pages in Debian's Chromium: they need
+the extras `show` and `test`, and are left out where there is no browser, unless they are named.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import shutil
 import sys
@@ -15,12 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from sdcli import pictures
 from sdcli.cli.main import main as sdcli
 
 HERE = Path(__file__).parent
+# The tests know how a page is opened.
+sys.path.insert(0, str(HERE.parent))
+from tests import browser  # noqa: E402
+
 ADAPTERS = HERE.parent / "tests" / "adapters"
 PROMPTS = (
     "a red circle on a blue background",
@@ -39,7 +45,10 @@ SIDE, TEXT, COLUMNS = 160, 46, 5
 CIRCLE = "a red circle on a blue background"
 STAR = "a yellow star on a blue background"
 HEART = "a red heart on a white background"
+TWO = "a red star and a blue circle on a purple background"
 MARGIN, GAP, LINE, TITLE = 10, 14, 15, 26
+# Of the animation: WebP's, of 100; it is noise for the most part, and without loss five times as large.
+QUALITY = 70
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,15 @@ class Row:
 
 
 def main(names: Sequence[str]) -> None:
+    seen = Path(browser.PROGRAM).exists() and importlib.util.find_spec("playwright") is not None
     for name in names or SHEETS:
+        if not names and name in PAGES and not seen:
+            print(f"{name}: left out, there is no {browser.PROGRAM} or no Playwright", file=sys.stderr)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             made = SHEETS[name](Path(folder))
             if isinstance(made, Path):
-                shutil.copy(made, HERE / f"{name}.png")
+                shutil.copy(made, HERE / f"{name}{made.suffix}")
             else:
                 # Few colours are in them, and files with a palette are smaller.
                 made.quantize(256, dither=Image.Dither.NONE).save(HERE / f"{name}.png", optimize=True)
@@ -223,9 +236,59 @@ def variations(folder: Path) -> Image.Image:
     )  # fmt: skip
 
 
+def noise(folder: Path) -> Path:
+    """From noise to picture, and what each step predicts; what sdcli makes, made smaller."""
+    made, smaller = folder / "made.webp", folder / "noise.webp"
+    drawn([TWO, "--animate", str(made), "--animate-clean", "--overwrite"], 3, folder / "two.png")
+    frames, durations = [], []
+    with Image.open(made) as animation:
+        for frame in ImageSequence.Iterator(animation):
+            frames.append(frame.convert("RGB"))
+            durations.append(frame.info["duration"])
+    frames[0].save(
+        smaller, save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=QUALITY, method=6
+    )
+    return smaller
+
+
+def explain(folder: Path) -> Image.Image:
+    """Two figures of a page: backward, with the slider in the midst, and attention."""
+    page = folder / "page.html"
+    run("explain", TWO, "--seed", "3", "--model", "demo", "--quiet", "-o", str(page))
+    with browser.chromium() as program, browser.opened(program, page, width=980) as (seen, _):
+        seen.locator("#step").fill("9")
+        seen.locator("#step").blur()
+        shots = [_shot(seen.locator(f"#{name}").screenshot()) for name in ("backward", "attention")]
+    made = Image.new("RGB", (max(s.width for s in shots), sum(s.height for s in shots) + GAP), "white")
+    y = 0
+    for shot in shots:
+        made.paste(shot, (0, y))
+        y += shot.height + GAP
+    return made
+
+
+def gallery(folder: Path) -> Image.Image:
+    """A page over ten prompts, each drawn in two ways; the two of one are to be compared."""
+    place = folder / "pictures"
+    for how in ([], ["--steps", "12", "--scheduler", "euler"]):
+        run("generate", *PROMPTS, *how, "--seed", "0", "--model", "demo", "--quiet", "-o", f"{place}/")
+    run("gallery", str(place), "--quiet")
+    with browser.chromium() as program, browser.opened(program, place / "gallery.html", height=800) as (seen, _):
+        seen.locator(".cell img").first.wait_for()
+        for index in (2, 3):
+            cell = seen.locator(".cell").nth(index)
+            cell.hover()
+            cell.locator("input[type=checkbox]").check()
+        seen.mouse.move(0, 0)
+        seen.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth)")
+        return _shot(seen.screenshot())
+
+
 SHEETS: dict[str, Callable[[Path], Image.Image | Path]] = {
-    function.__name__: function for function in (demo, grid, words, start, adapters, larger, variations)
+    function.__name__: function
+    for function in (demo, grid, words, start, adapters, larger, variations, noise, explain, gallery)
 }
+PAGES = ("explain", "gallery")
 
 
 # How
@@ -300,6 +363,11 @@ def _shown(cell: Cell, row: Row, folder: Path, seed: int, index: int) -> Image.I
     if row.height and image.height != row.height:
         image = image.resize((image.width * row.height // image.height, row.height), Image.Resampling.NEAREST)
     return image
+
+
+def _shot(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.convert("RGB")
 
 
 def _filled(word: str, kept: dict[str, str]) -> str:

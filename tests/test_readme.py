@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,12 @@ def test_pictures_in_the_readme_are_there_and_each_is_drawn_by_the_script() -> N
     """And each picture that is there is shown, with words for those who do not see it."""
     shown = PICTURE.findall(README.read_text("utf-8"))
     files = {path for _, path in shown}
-    assert files == {f"docs/{file.name}" for file in (ROOT / "docs").glob("*.png")} and len(files) > 5
+    there = {file for file in (ROOT / "docs").iterdir() if file.suffix in (".png", ".webp", ".gif")}
+    assert files == {f"docs/{file.name}" for file in there} and len(files) > 5
     assert all(words for words, _ in shown)
     drawn = re.findall(r"^def (\w+)\(folder: Path\)", (ROOT / "docs" / "pictures.py").read_text("utf-8"), re.MULTILINE)
-    assert {f"docs/{name}.png" for name in drawn} == files
+    assert set(drawn) == {file.stem for file in there}
+    assert all(file.stat().st_size < 200_000 for file in there)
 
 
 def test_every_option_is_in_the_help() -> None:
@@ -106,6 +109,15 @@ def test_presets_are_in_the_readme() -> None:
     text = README.read_text("utf-8")
     for preset in presets_folder().glob("*.toml"):
         assert f"`{preset.stem}`" in text
+
+
+def test_every_command_and_every_extra_for_users_is_listed() -> None:
+    rows = [line for line in README.read_text("utf-8").splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`sdcli (\w+)`", row.split("|")[1])}
+    assert listed == set(COMMANDS)
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"].keys() - {"test", "full", "lint"}
+    assert extras and all(any(row.startswith(f"| `{extra}` |") for row in rows) for extra in extras)
 
 
 def test_changelog_has_this_version() -> None:

@@ -44,7 +44,7 @@ Examples:
 
 
 @app.command(help=EXAMPLES)
-@options_from(GenerationRequest, ModelSpec, DevicePlan)
+@options_from(GenerationRequest, ModelSpec, DevicePlan, without=("hires", "upscale"))
 def explain(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
     page: Annotated[

@@ -60,7 +60,8 @@ def gallery(
     finally:
         screen.stop()
     counts = {"pictures": written.pictures, "failures": written.failures, "unreadable": written.unreadable}
-    screen.say(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "pictures"))
+    told_of = ((name.removesuffix("s") if count == 1 else name, count) for name, count in counts.items())
+    screen.say(", ".join(f"{count:,} {name}" for name, count in told_of if count or name == "pictures"))
     if as_json:
         seconds = round(time.monotonic() - began, 3)
         event = {"schema": SCHEMA, "event": "gallery", "path": str(written.path), **counts, "seconds": seconds}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_origin
 
 import msgspec
@@ -15,12 +15,14 @@ from sdcli.options import Option, options_of, plain_type
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def options_from(*records: type[msgspec.Struct]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these records' fields; it gets those that were typed as the dict `typed`.
+def options_from(
+    *records: type[msgspec.Struct], without: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of these records' fields, but those `without`; it gets those that were typed as the dict `typed`.
 
     Values stay text: they are converted and checked where those of presets, rows and `--set` are.
     """
-    options = [o for record in records for o in options_of(record) if o.flags]
+    options = [o for record in records for o in options_of(record) if o.flags and o.field not in without]
 
     def wrap(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
