@@ -146,7 +146,7 @@ def read_hires(text: str) -> dict[str, Any]:
 
 def read_upscale(text: str) -> dict[str, Any]:
     """Read NAME[:FACTOR], or FACTORx for `lanczos`."""
-    if match := re.fullmatch(rf"({_NUMBER})x", text.strip()):
+    if match := re.fullmatch(rf"({_NUMBER})x?", text.strip()):
         return {"name": "lanczos", "factor": float(match[1])}
     match = re.fullmatch(rf"(.+?):({_NUMBER})x?", text, re.DOTALL)
     return {"name": match[1], "factor": float(match[2])} if match else {"name": text}

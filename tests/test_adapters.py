@@ -777,9 +777,11 @@ def test_controlnets_come_from_folders_and_files(stage: Stage, tmp_path: Path) -
         given = GenerationRequest(prompt="", controlnet=one(path, image="white.png"))
         (told,) = stage.adapters.apply(given)
         assert (told["name"], told["image"]) == (path.name, "white.png")
+        stage.adapters.apply(given)
         (net,) = stage.adapters.controlnets(given)
         assert np.array_equal(draw(net), wanted)
         assert stage.adapters.controlnets(given)[0] is net
+    stage.adapters.apply(GenerationRequest(prompt=""))
     assert stage.adapters.controlnets(GenerationRequest(prompt="")) == []
     cut = made.saved(
         {k: v for k, v in plain.state_dict().items() if "mid_block" not in k}, tmp_path / "cut.safetensors"

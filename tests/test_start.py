@@ -88,6 +88,7 @@ def likeness(one: Any, other: Any) -> float:
     return float(np.corrcoef(np.ravel(one), np.ravel(other))[0, 1])
 
 
+@pytest.mark.slow
 def test_strength_says_how_much_of_the_layout_is_kept(sdcli: Sdcli, table: Any) -> None:
     """It goes down as the strength goes up, and at 1 there is no more of it than chance gives and a trace.
 

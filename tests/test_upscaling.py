@@ -242,7 +242,9 @@ def test_what_is_no_upscaler_is_refused(twice: Path, tmp_path: Path, monkeypatch
         _refused(tmp_path / name, BadInput, "pickle")
     _refused(tmp_path / "none.safetensors", InputMissing, "no upscaler")
     _refused("lanczoz", ModelUnavailable, "lanczos")
-    _refused("nobody/upscaler", ModelUnavailable, "not on this machine")
+    assert not upscaling.is_here(Upscale(name="nobody/upscaler"))
+    with pytest.raises(ModelUnavailable, match="not on this machine"):
+        upscaling.pinned(Upscale(name="nobody/upscaler"))
     _refused(_copy(twice, tmp_path / "other", model_type="swinir"), BadInput, "no Swin2SR")
     _refused(_copy(twice, tmp_path / "grey", num_channels=1), BadInput, "three channels")
     _refused(_copy(twice, tmp_path / "huge", upscale=10**9), BadInput, "no configuration")

@@ -206,7 +206,10 @@ def _folded(head: str, text: str) -> Iterator[str]:
 def _rows(found: Found) -> Iterator[tuple[str, Any]]:
     """Yield the rows of a picture's table: its request, its model, what sdcli's record says besides, and what is unmapped."""
     # Lists, and switches that stand at nothing, are of no interest where nothing is in them.
-    yield from ((k, found.request[k]) for k in FIELDS if found.request.get(k) not in (None, "", False, [], ()))
+    for name in FIELDS:
+        value = found.request.get(name)
+        if value is not None and value is not False and value not in ("", [], ()):
+            yield name, value
     if found.model:
         yield from ((f"model {k}" if k != "name" else "model", v) for k, v in found.model.items() if v)
     if found.record:

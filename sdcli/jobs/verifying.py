@@ -33,6 +33,7 @@ from sdcli.metadata.readers import a1111
 from sdcli.models import ModelSpec, adapters
 from sdcli.models.hub import Say
 from sdcli.pipeline import Listener, Pipeline
+from sdcli.pipeline.requests import KINDS
 from sdcli.record import SCHEMA, EncodingRecord, GeneratedImage, ModelRecord, PlanRecord, Record, job_id, pixels_of
 from sdcli.request import GenerationRequest, PackSize
 
@@ -96,12 +97,16 @@ def verify(path: Path, pipe: Pipeline) -> Verdict:
 def _redraw(record: Record, path: Path, pipe: Pipeline) -> GenerationRequest:
     """Return the request that draws a picture again. Nothing is downloaded at a picture's word: ModelUnavailable."""
     request = again.as_drawn(record, path)
-    for kind in ("lora", "embedding", "controlnet", "ip_adapter"):
+    for kind in KINDS:
         for one in getattr(request, kind):
-            if adapters.find(kind, one, pipe.model.adapter_folders).path is None:
+            try:
+                here = adapters.find(kind, one, pipe.model.adapter_folders).path is not None
+            except ModelUnavailable:
+                here = False
+            if not here:
                 raise ModelUnavailable(
-                    f"it was drawn with {_short(one.name)}, which is not on this machine",
-                    "nothing is downloaded for verifying",
+                    f"it was drawn with {_short(one.name)}, which is not here with that content",
+                    "put it beside the picture, or into the folder of adapters",
                 )
     return request
 

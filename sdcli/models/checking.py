@@ -159,7 +159,7 @@ def _check_start(request: GenerationRequest, model: Model, family: Family) -> No
             raise _about(
                 "variation",
                 "a variation goes from one starting noise to another, and a picture has its own start",
-                "leave --variation out, or --init-image; --seed and --strength vary it",
+                "leave --variation (--vary) out: --from it with another --seed varies it",
             )
 
 

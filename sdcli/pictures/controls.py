@@ -40,7 +40,8 @@ def control_image(image: Image, how: Control) -> Image:
         import cv2
         import numpy as np
 
-        edges = cv2.Canny(np.asarray(image.convert("L")), *CANNY)
+        # Of the colours, and not of the luminance: red on a blue as bright has edges too.
+        edges = cv2.Canny(np.asarray(image), *CANNY)
         return Image.fromarray(edges).convert("RGB")
     if how == "blur":
         return image.filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))

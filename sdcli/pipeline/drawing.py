@@ -305,6 +305,10 @@ class Pipeline:
         self, counted: TokenRecord, negative: TokenRecord, request: GenerationRequest, flagged: bool | None
     ) -> tuple[str, ...]:
         found, guided = [*distilled.ruins(request, self.model)], self.way.guided(request)
+        texts = f"{request.prompt} {request.negative_prompt}".lower()
+        for token in (a["token"] for a in self.adapted if a["kind"] == "embedding"):
+            if token not in texts:
+                found.append(f'the embedding\'s word "{token}" is in neither prompt: it has no effect')
         if counted.cut:
             found.append(f'the prompt is longer than {counted.used} tokens; this was cut off: "{counted.cut}"')
         for field in ("negative_prompt", "guidance_rescale"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from sdcli.models.hub import Say
 from sdcli.pipeline import upscaling
 from sdcli.pipeline.requests import KINDS, PICTURES, resolve
 from sdcli.request import Adapter, File, GenerationRequest
+
+# What a picture is called that came through a pipe, and what its like is looked for among.
+STDIN = "stdin"
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp"}
+MOST_LOOKED_AT = 1000
 
 
 def pinned(request: GenerationRequest, model: Model, say: Say | None = None) -> GenerationRequest:
@@ -55,7 +61,9 @@ def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRe
     lie in one of the folders. Others stay as they are, and are refused by `check`."""
 
     def place(value: str | File | None) -> str | File | None:
-        found = pictures.find(value.name, value.sha256, folders) if isinstance(value, File) else None
+        if not isinstance(value, File):
+            return value
+        found = pictures.find(value.name, value.sha256, folders) or _unnamed(value, folders)
         return str(found) if found is not None else value
 
     changed: dict[str, Any] = {name: place(getattr(request, name)) for name in PICTURES}
@@ -66,6 +74,19 @@ def located(request: GenerationRequest, folders: Sequence[Path]) -> GenerationRe
         changed["upscale"] = upscaling.located(request.upscale, folders)
     changed = {name: value for name, value in changed.items() if value != getattr(request, name)}
     return msgspec.structs.replace(request, **changed) if changed else request
+
+
+def _unnamed(value: File, folders: Sequence[Path]) -> Path | None:
+    """Return a picture with the content of one that came through a pipe, whatever it is called."""
+    if value.name != STDIN:
+        return None
+    for folder in folders:
+        with suppress(OSError):
+            names = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in ENDINGS)
+            for name in names[:MOST_LOOKED_AT]:
+                if found := pictures.find(name, value.sha256, [folder]):
+                    return found
+    return None
 
 
 def check_recorded(request: GenerationRequest) -> None:
