@@ -324,10 +324,21 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.usefixtures("start", "outline", "mask")
-def test_neighbours_change_no_pixel(sdcli: Sdcli, condition: str) -> None:
-    """Rows with words, seeds and weights of their own, in one pass and each in a pass of that size alone: the same bits."""
+def test_neighbours_change_no_pixel(sdcli: Sdcli, threads: int, condition: str) -> None:
+    """Rows with words and seeds of their own, in one pass and each in a pass of that size alone: the same bits by one thread.
+
+    Several share a pack's work out, and a picture's place in it decides a last bit here and there: one level of 255 at most.
+    """
     rows = [
         {"prompt": p, "seed": seed, "steps": 4, "negative_prompt": NEGATIVE, **CONDITIONS[condition]}
         for seed, p in enumerate(PACK)
@@ -343,4 +354,5 @@ def test_neighbours_change_no_pixel(sdcli: Sdcli, condition: str) -> None:
     assert len(together) == len(rows) and len({p.tobytes() for p in together.values()}) == len(rows)
     for row in rows:
         (alone,) = drawn([row], f"alone-{row['seed']}").values()
-        assert (alone == together[int(str(row["seed"]))]).all()
+        difference = np.abs(alone - together[int(str(row["seed"]))])
+        assert difference.max() <= (0 if threads == 1 else 1) and (difference > 0).mean() < 0.001

@@ -119,7 +119,8 @@ class Pipeline:
         """Draw requests in their order, up to `batch_size` neighbours that can share a pass at once.
 
         Every pass has `batch_size` pictures: where fewer are left, copies of the last fill it up and are thrown away, so
-        that at one size a picture is the same, bit for bit on a CPU, whoever its neighbours are. A request without a seed
+        that at one size a picture is the same, bit for bit on a CPU with one thread, whoever its neighbours are; several threads
+        may round a few values in other ways (one level of 255). A request without a seed
         gets one. Raises OutOfMemory after every fall-back, and NotFinite for a picture whose values were not finite, which
         takes its pack with it; the packs before have been yielded. Families in which the prompts of a pass touch each other's
         pictures are drawn one by one.
