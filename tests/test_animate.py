@@ -173,3 +173,31 @@ def test_a_family_whose_latents_are_its_own(sdcli: Sdcli, tmp_path: Path, monkey
     monkeypatch.setattr(seeing.screen, "say", said.append)
     terminal = seeing.Terminal(io.StringIO(), "blocks")
     assert seeing.previews(terminal, library.load(model), 1) == [] and "no preview" in said[0]
+
+
+def test_pictures_come_before_what_is_made_of_their_steps(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room for an animation, no picture is lost, and all are told."""
+    from sdcli.errors import OutputFailed
+    from sdcli.jobs import watching
+
+    def full(*_: Any, **__: Any) -> list[Any]:
+        raise OutputFailed("the disk is full", "make room")
+
+    monkeypatch.setattr(watching, "frames", full)
+    some = ("--size", "64x64", "--count", "4", "--batch-size", "4", "-o", "four/", "--animate", "{seed}.gif", "--json")
+    done = sdcli(*DRAW, *some)
+    assert done.code == 74
+    assert len([e for e in done.events if e["event"] == "image"]) == len(list(Path("four").glob("*.png"))) == 4
+
+
+def test_what_draws_no_step_has_one_frame(sdcli: Sdcli) -> None:
+    assert sdcli(*DRAW, "-o", "x.png").code == 0
+    done = sdcli(*DRAW, "-i", "x.png", "--strength", "0", "-o", "y.png", "--animate", "y.gif")
+    assert done.code == 0, done.stderr
+    with Image.open("y.gif") as image:
+        assert getattr(image, "n_frames", 1) == 1
+
+
+def test_an_animation_does_not_take_its_pictures_name(sdcli: Sdcli) -> None:
+    done = sdcli(*DRAW, "-o", "{seed}.webp", "--animate", "{seed}.webp")
+    assert done.code == 2 and "where the pictures go" in done.stderr

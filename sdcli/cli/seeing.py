@@ -241,16 +241,14 @@ class _Forming:
 
     def __init__(self, terminal: Terminal, pipeline: Pipeline, job: Job, pictures: int) -> None:
         from sdcli.cli.screen import printable
-        from sdcli.pipeline import out_of_memory, previewing
+        from sdcli.pipeline import previewing
 
         self._terminal = terminal
         self._linear: previewing.Linear | None = None
         try:
             self._linear = previewing.linear(pipeline)
         except (RuntimeError, MemoryError) as error:
-            # The picture itself may have room all the same.
-            if not out_of_memory(error):
-                raise
+            # The picture itself may be drawn all the same; no preview is worth it.
             pipeline.forget(error)
         text = printable(" ".join(job.request.prompt.split()))
         self._label = f"{job.index}/{pictures} {text}" if pictures > 1 else text
@@ -264,7 +262,11 @@ class _Forming:
             return
         shown = step.clean if step.clean is not None else step.latents
         pace = (now - self._began - self._spent) / step.number
-        (image,) = self._linear.pictures(shown[:1])
+        try:
+            (image,) = self._linear.pictures(shown[:1])
+        except (RuntimeError, MemoryError):
+            self._linear = None  # Looking on may not change how it is drawn.
+            return
         self._terminal.over(image, f"{step.number}/{step.of}, {pace:.2f} s/step  {self._label}")
         self._spent += time.monotonic() - now
 

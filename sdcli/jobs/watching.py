@@ -168,6 +168,8 @@ def kept(
         to = animation(animate, pictures=pictures, overwrite=where.overwrite)
         if where.kind == "exact" and os.path.realpath(where.text) == os.path.realpath(to.text):
             raise UsageError(f"{animate} is where the picture goes", "give --animate another path")
+        if where.kind == "template" and where.text.replace("{format}", where.format) == to.text:
+            raise UsageError(f"{animate} is where the pictures go", "give --animate another name")
         keepers.append(Animation(to, clean=clean, say=say))
     if save_steps is not None:
         # What a whole path says for a picture, it says for its steps not: they are many files.
@@ -208,7 +210,7 @@ class Animation:
         self._where, self._clean, self._say = where, clean, say
 
     def __call__(self, pipeline: Pipeline, run: Run) -> None:
-        every = -(-len(run.moments) // MOST_FRAMES)
+        every = max(1, -(-len(run.moments) // MOST_FRAMES))
         data = animated(
             frames(pipeline, run.moments[::every], run.image.image, clean=self._clean), f".{self._where.format}"
         )

@@ -110,6 +110,9 @@ def _decoded(pipeline: Pipeline, latents: Any) -> Iterator[Any]:
     finally:
         if wide:
             vae.to(dtype=dtype)
+        if pipeline.offload != "none":
+            # Encoding brought the autoencoder onto the device, where the networks want its room.
+            pipeline.pipe.maybe_free_model_hooks()
         pipeline.way.decoding = before  # That is of the pictures that are drawn.
 
 
@@ -162,6 +165,8 @@ def _fitted(pipeline: Pipeline) -> Linear:
             vae.to(dtype=dtype)
     latents = (own - shift) * factor
     colours = functional.adaptive_avg_pool2d(pictures, latents.shape[-2:])
+    if not torch.isfinite(latents).all():
+        raise RuntimeError("the autoencoder's values are not finite: nothing can be fitted to it")
     known = latents.permute(0, 2, 3, 1).flatten(0, 2).double()
     known = torch.cat([known, torch.ones(len(known), 1, dtype=torch.double)], 1)
     wanted = colours.permute(0, 2, 3, 1).flatten(0, 2).double()
