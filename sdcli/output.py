@@ -275,7 +275,7 @@ def _template(template: str, plan: OutputPlan, pictures: int) -> Destination:
             f"with --overwrite the pictures may all get one name from {template!r}", "add {seed}, {id} or {index}"
         )
     destination = _destination("template", template, plan, ending)
-    _check_folder(folder_of(destination)[0])
+    check_folder(folder_of(destination)[0])
     return destination
 
 
@@ -358,18 +358,18 @@ def _flag_letter(char: str) -> bool:
 def _check_exact(path: Path) -> None:
     if os.path.isdir(path):
         raise CannotCreateOutput(f"{path} is a folder", f"write {path}/ for pictures inside it")
-    _check_folder(path.parent)
+    check_folder(path.parent)
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
         raise CannotCreateOutput(f"{path} is there and is no file", "choose another output with -o")
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is not there and cannot be made, or is there and cannot be written."""
+def check_folder(folder: Path, hint: str = "choose another output with -o") -> None:
+    """Refuse a folder that is not there and cannot be made, or is there and cannot be written. CannotCreateOutput."""
     nearest_there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path())
     if not os.path.isdir(nearest_there):
-        raise CannotCreateOutput(f"{nearest_there} is not a folder", "choose another output with -o")
+        raise CannotCreateOutput(f"{nearest_there} is not a folder", hint)
     if not os.access(nearest_there, os.W_OK | os.X_OK):
-        raise CannotCreateOutput(f"the folder {nearest_there} cannot be written", "choose another output with -o")
+        raise CannotCreateOutput(f"the folder {nearest_there} cannot be written", hint)
 
 
 # Files

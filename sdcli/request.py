@@ -83,6 +83,8 @@ class Upscale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sha256: SHA256 | None = None
 
 
+# How many times larger `lanczos` makes a picture where nothing is said.
+LANCZOS_FACTOR = 2.0
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,11 +143,7 @@ def _check(path: Path) -> None:
     """Refuse a path that can't be written, before anything is loaded."""
     if path.is_dir():
         raise CannotCreateOutput(f"{path} is a folder", f"write {path}/ for a page inside it")
-    there = next((p for p in path.absolute().parents if os.path.lexists(p)), Path())
-    if not there.is_dir():
-        raise CannotCreateOutput(f"{there} is not a folder", "choose another output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise CannotCreateOutput(f"the folder {there} cannot be written", "choose another output")
+    output.check_folder(path.absolute().parent, "choose another output")
 
 
 def _write(folder: Path, made: Explained) -> None:

@@ -12,7 +12,7 @@ from sdcli.cli import drawing, seeing
 from sdcli.cli.drawing import Assign, DryRun, From, Loading, Preset, Size
 from sdcli.cli.main import app, screen
 from sdcli.cli.seeing import Animate, AnimateClean, Graphics, Preview, SaveSteps, Show
-from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
+from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose, prompt_of_stdin
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, InputMissing, UsageError
@@ -88,7 +88,7 @@ def generate(
     if vary is not None and found is not None:
         _check_varied(found)
         typed = {"variation": VARIED} | typed
-    read = _stdin() if "-" in asked else None
+    read = prompt_of_stdin() if "-" in asked else None
     texts = [read if p == "-" and read is not None else drawing.argument(p) for p in asked]
     of_picture = (again.model(one) for one in [found] if one is not None)
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
@@ -186,10 +186,13 @@ def _jobs(texts: list[str], merged: Merged, options: JobOptions, model: Model, t
         if expander is not None and not one.was_expanded:
             expander.check(one.request.prompt)
             jobs.count(one, expander)
-        made += jobs.of_asked(one, Seeds(None, None), expander, lambda r: r, len(made) + 1)
-    for job in made:
-        pipeline.check_prompt(job.request, model)
-        pipeline.check_files(job.request, model)
+        own = [*jobs.of_asked(one, Seeds(None, None), expander, lambda r: r, len(made) + 1)]
+        # What is not expanded is the same in all of them, and its files were looked at above.
+        for job in own if expands else own[:1]:
+            pipeline.check_prompt(job.request, model)
+            if expands:
+                pipeline.check_files(job.request, model)
+        made += own
     return made
 
 
@@ -208,17 +211,3 @@ def _look(picture: str) -> Found:
     if found is None:
         raise BadInput(f"{picture} is the sheet of a grid", "give one of its cells' pictures to --from")
     return found
-
-
-def _stdin() -> str:
-    if sys.stdin is None:
-        raise InputMissing("stdin is closed", "give the prompt as an argument")
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"stdin is not UTF-8: {error.reason} at byte {error.start}", "convert it, for example with iconv"
-        ) from None
-    except OSError as error:
-        raise BadInput(f"stdin can't be read: {error.strerror}", "give the prompt as an argument") from None
-    return text.removesuffix("\n").removesuffix("\r")

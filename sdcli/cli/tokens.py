@@ -14,8 +14,8 @@ from sdcli.cli import completing
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
-from sdcli.cli.shared import Json, Quiet, Verbose
-from sdcli.errors import BadInput, InputMissing, SdcliError, UsageError
+from sdcli.cli.shared import Json, Quiet, Verbose, prompt_of_stdin
+from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.jobs import lift
 from sdcli.models import Model, ModelSpec
 from sdcli.models.known import DEMO
@@ -68,7 +68,7 @@ def tokens(
 ) -> None:  # fmt: skip
     screen.verbosity, screen.as_json = -1 if quiet else verbose, as_json
     typed = {"prompt_syntax": prompt_syntax, "long_prompt": long_prompt, "steps": steps}
-    text = _stdin() if prompt == "-" else prompt
+    text = prompt_of_stdin() if prompt == "-" else prompt
     if not settings.is_unicode(text):
         raise UsageError("the prompt is not UTF-8", "check the terminal's or the script's encoding")
     chosen, values = _given(model, typed)
@@ -122,20 +122,6 @@ def _reader(model: Model) -> tuple[str, Reader]:
     elif model.family is not None and len(model.family.readers) > 1 and name != DEMO:
         screen.say(f"{name} has several tokenizers: shown is {reader.name}, which reads most")
     return name, reader
-
-
-def _stdin() -> str:
-    if sys.stdin is None:
-        raise InputMissing("stdin is closed", "give the prompt as an argument")
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"stdin is not UTF-8: {error.reason} at byte {error.start}", "convert it, for example with iconv"
-        ) from None
-    except OSError as error:
-        raise BadInput(f"stdin can't be read: {error.strerror}", "give the prompt as an argument") from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 class _Shown:

@@ -196,7 +196,7 @@ def animation(path: str, *, pictures: int, overwrite: bool) -> Destination:
         )
     if os.path.isdir(path):
         raise CannotCreateOutput(f"{path} is a folder", "name a file")
-    _check_folder(Path(path).parent)
+    output.check_folder(Path(path).parent, "choose another place")
     return Destination(kind="exact", text=path, format=ending[1:], overwrite=True)
 
 
@@ -255,7 +255,7 @@ def animated(pictures: Sequence[Any], ending: str) -> bytes:
 def steps_folder(path: str, *, overwrite: bool) -> Path:
     """Return the folder that steps go to; CannotCreateOutput for one that has something in it, unless `overwrite`."""
     folder = Path(path)
-    _check_folder(folder)
+    output.check_folder(folder, "choose another place")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --save-steps, or --overwrite")
     return folder
@@ -324,12 +324,3 @@ def _pictures(pipeline: Pipeline, moments: Sequence[Moment], *, clean: bool) -> 
 def _naming(run: Run) -> output.Naming:
     job = run.job
     return output.naming(run.image.record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that is not there and can't be made, or is there and can't be written."""
-    there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path())
-    if not os.path.isdir(there):
-        raise CannotCreateOutput(f"{there} is not a folder", "choose another place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise CannotCreateOutput(f"the folder {there} cannot be written", "choose another place")

@@ -14,11 +14,9 @@ from pathlib import PurePath
 from typing import Any
 
 from sdcli.record import ModelRecord, Record
-from sdcli.request import GenerationRequest
+from sdcli.request import LANCZOS_FACTOR, GenerationRequest
 
 KEYWORD = "parameters"
-# Where a request does not say how many times larger.
-LANCZOS_FACTOR = 2.0
 
 
 def infotext(record: Record) -> str:

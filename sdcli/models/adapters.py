@@ -29,7 +29,6 @@ from sdcli.models.weights import (
     sha256_of,
     shapes_of,
 )
-from sdcli.places import config_folder
 from sdcli.request import Adapter
 
 Kind = Literal["lora", "embedding", "controlnet", "ip_adapter"]
@@ -48,11 +47,6 @@ _HUB = re.compile(
     r"(?:/(?P<file>(?:[\w .+()-]+/)*[^/\\\0]+\.safetensors))?"
 )
 LONGEST_TOKEN = 100
-
-
-def default_folder() -> Path:
-    """Return the folder in which adapters are looked for by their names alone."""
-    return config_folder() / "adapters"
 
 
 @dataclass(frozen=True, kw_only=True)

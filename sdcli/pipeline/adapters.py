@@ -15,14 +15,10 @@ from sdcli.models import adapters as files
 from sdcli.models.adapters import Found, Kind, in_force
 from sdcli.models.hub import Say
 from sdcli.models.weights import check_weights, read_header
-from sdcli.pipeline.machine import align, out_of_memory
+from sdcli.pipeline.machine import align, out_of_memory, quiet
 from sdcli.request import Adapter, GenerationRequest
 
 FIELDS: tuple[Kind, ...] = ("embedding", "lora", "ip_adapter", "controlnet")
-
-
-def _quiet(_: str) -> None:
-    """Say nothing."""
 
 
 class Adapters:
@@ -32,7 +28,7 @@ class Adapters:
     put on at all.
     """
 
-    def __init__(self, pipe: Any, model: Model, folders: Sequence[Path] = (), say: Say = _quiet) -> None:
+    def __init__(self, pipe: Any, model: Model, folders: Sequence[Path] = (), say: Say = quiet) -> None:
         self.pipe, self.model, self.folders, self.say = pipe, model, tuple(folders), say
         # By kind: what is asked for, the records of it, and the hashes that are on the pipe in their order.
         self._asked: dict[Kind, tuple[Adapter, ...]] = dict.fromkeys(FIELDS, ())

@@ -16,7 +16,7 @@ from sdcli.models.hub import Say
 from sdcli.models.naming import locate
 from sdcli.models.weights import PICKLES, files_in, read_json
 from sdcli.pipeline.machine import import_libraries, out_of_memory
-from sdcli.request import Upscale
+from sdcli.request import LANCZOS_FACTOR, Upscale
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 LANCZOS = "lanczos"
 # The files of a Swin2SR model.
 PARTS = ("config.json", "model.safetensors")
-FACTOR = 2.0
 # Pixels of a tile's side before it is enlarged, and those that neighbours share, over which one becomes the other.
 TILE = 192
 OVERLAP = 32
@@ -54,7 +53,7 @@ def check(upscale: Upscale, size: tuple[int, int] | None = None) -> None:
     `size` (width, height) larger than MOST_PIXELS. Raises InputMissing, ModelUnavailable, BadInput and UsageError."""
     if not is_here(upscale):
         return  # What it is, is known when it has been fetched.
-    own = FACTOR if upscale.name == LANCZOS else float(_config(_files(upscale)).upscale)
+    own = LANCZOS_FACTOR if upscale.name == LANCZOS else float(_config(_files(upscale)).upscale)
     if size is not None:
         wide, high = _enlarged(size, upscale.factor or own)
         if wide * high > MOST_PIXELS:
@@ -68,7 +67,7 @@ def factor_of(upscale: Upscale) -> float:
     """Return how many times larger a picture gets; torch is not imported. Raises what `check` raises."""
     if upscale.factor is not None:
         return upscale.factor
-    return FACTOR if upscale.name == LANCZOS else float(_config(_files(upscale)).upscale)
+    return LANCZOS_FACTOR if upscale.name == LANCZOS else float(_config(_files(upscale)).upscale)
 
 
 def pinned(upscale: Upscale) -> Upscale:
