@@ -35,17 +35,18 @@ of order 3 by SDE (in diffusers 0.42.1 the last coefficient of that step tends t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from sdcli.errors import UsageError, nearest
 
 EXTRA_HINT = "pip install 'sdcli[schedulers]'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scheduler:
+class Scheduler(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of the table.
 
     `a1111` and `schedule_type` are what A1111 calls the same algorithm and the same spacing, None where it has none;
@@ -58,7 +59,7 @@ class Scheduler:
 
     name: str
     class_name: str
-    settings: Mapping[str, object] = field(default_factory=dict, hash=False)
+    settings: Mapping[str, object] = msgspec.field(default_factory=dict)
     a1111: str | None = None
     schedule_type: str | None = None
     k_diffusion: str | None = None
@@ -75,8 +76,7 @@ class Scheduler:
     paper: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
+class _Kind(msgspec.Struct, frozen=True, kw_only=True):
     """A way of spacing the steps. `suffixes` are its spellings after a name; the first is the canonical one."""
 
     suffixes: tuple[str, ...]
@@ -118,8 +118,7 @@ _SIGMAS = ("karras", "exponential", "beta")
 _ALL = (*_SIGMAS, "sgm-uniform")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Family:
+class _Family(msgspec.Struct, frozen=True, kw_only=True):
     """One algorithm: the plain entry, and what its variants share. `functions` are k-diffusion's, without `sample_`;
     `main`: the class's own name means this one; `automatic`: what A1111's schedule type "Automatic" means for it, and
     `own_spacing`: A1111's sampler heeds no schedule type. `plain` are the suffixes that mean no variant. `min_steps` is
@@ -128,7 +127,7 @@ class _Family:
 
     name: str
     class_name: str
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = msgspec.field(default_factory=dict)
     variants: tuple[str, ...] = ()
     a1111: str | None = None
     schedule_type: str | None = "Uniform"
@@ -144,9 +143,9 @@ class _Family:
     noisy: bool = False
     seeded: bool = False
     calls: int = 1
-    min_steps: Mapping[str | None, int] = field(default_factory=dict)
+    min_steps: Mapping[str | None, int] = msgspec.field(default_factory=dict)
     max_steps: int | None = None
-    refuses: Mapping[str, str] = field(default_factory=dict)
+    refuses: Mapping[str, str] = msgspec.field(default_factory=dict)
     description: str
     paper: str
 

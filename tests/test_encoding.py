@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from sdcli import models
 from sdcli.errors import UsageError

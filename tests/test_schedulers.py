@@ -51,10 +51,14 @@ def ideal(mean: float, std: float) -> Callable[[Any, Any], Any]:
     return noise
 
 
-@functools.cache
 def built(entry: Scheduler, seeds: tuple[int, ...] = (0,)) -> Any:
     """Return an entry's scheduler for SD. It serves many runs, as it does in a pipeline."""
-    return schedulers.build(entry, SD, seeds=seeds)
+    return _built(entry.name, seeds)
+
+
+@functools.cache
+def _built(name: str, seeds: tuple[int, ...]) -> Any:
+    return schedulers.build(find(name), SD, seeds=seeds)
 
 
 def draw(

@@ -6,12 +6,12 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from transformers import CLIPTokenizer
 
 from sdcli import models

@@ -97,6 +97,7 @@ def batch(
     typed: dict[str, Any],
 ) -> None:  # fmt: skip
     results = drawing.begin(as_json=as_json or stream, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
+    way = seeing.protocol(graphics, show=show)
     files = files or []
     if files.count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
@@ -115,7 +116,7 @@ def batch(
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures
-    shown = seeing.between(seeing.terminal(graphics, wanted=show))
+    shown = seeing.between(seeing.terminal(way, wanted=show and not dry_run))
     if stream:
         if files != ["-"] or dry_run or again_from:
             raise UsageError(

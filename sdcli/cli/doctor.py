@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
 from typing import Annotated
 
+import msgspec
 import typer
 
 from sdcli.cli.main import app, leaving_at_once, screen
@@ -61,7 +61,7 @@ def doctor(
 
 def _tell(finding: Finding, results: Results) -> None:
     if results.as_json:
-        results.event({"schema": 1, "event": "check", **dataclasses.asdict(finding)})
+        results.event({"schema": 1, "event": "check", **msgspec.structs.asdict(finding)})
         return
     said = finding.message if finding.message is not None else finding.value
     results.line(_row(finding.status, finding.name, str(said)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from sdcli import __version__, output, pipeline
@@ -84,6 +84,7 @@ def grid(
     typed: dict[str, Any],
 ) -> None:
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
+    way = seeing.protocol(graphics, show=show)
     axes = [grids.axis(letter, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text is not None]
     cells = list(grids.cells(drawing.argument(prompt), axes))
     given, model = drawing.resolve(drawing.spooled(typed) | {"size": size}, preset or [], assign or [])
@@ -110,7 +111,7 @@ def grid(
         )  # fmt: skip
         return
 
-    shown = seeing.between(seeing.terminal(graphics, wanted=show))
+    shown = seeing.between(seeing.terminal(way, wanted=show))
     resolved = [pipeline.resolve(one.request, model) for one, _ in asked]
     if all(r.width and r.height for r in resolved):
         sizes = {(c.x, c.y, c.z): pipeline.final_size(r, model) for c, r in zip(cells, resolved, strict=True)}
@@ -143,7 +144,7 @@ def _asked(cell: Cell, axes: Sequence[Axis], planner: Planner, request: Generati
     except SdcliError as error:
         labels = ", ".join(axis.labels[getattr(cell, axis.letter)] for axis in axes)
         raise UsageError(f"the cell {labels} can't be drawn: {error.message}", error.hint) from error
-    return dataclasses.replace(asked, shares=request), merged
+    return msgspec.structs.replace(asked, shares=request), merged
 
 
 def _sheet(

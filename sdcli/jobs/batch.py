@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import queue
@@ -97,7 +96,7 @@ class Planner:
         asked = self.asked(merged, f"{row.file}:{row.line}", row.line)
         if {"output", "format"} & row.values.keys():
             destination = self._destination(merged.build(OutputPlan), asked.options)
-            return dataclasses.replace(asked, destination=destination)
+            return msgspec.structs.replace(asked, destination=destination)
         return asked
 
     def asked(self, merged: Merged, origin: str, line: int | None = None, *, was_expanded: bool = False) -> Asked:
@@ -118,7 +117,7 @@ class Planner:
         if self.expander is None or was_expanded:
             pipeline.check_prompt(lift(asked.styled), self.model)
             metadata.check_length(asked.styled, self._metadata)
-        return dataclasses.replace(asked, pictures=count(asked, self.expander))
+        return msgspec.structs.replace(asked, pictures=count(asked, self.expander))
 
     def _destination(self, files: OutputPlan, options: JobOptions) -> Destination:
         if files.output == "-":
@@ -141,7 +140,7 @@ class Planner:
             merged = self.given.merged((path, again.values(found)), nothing=again.nothing(found))
             asked = self.asked(merged, path, was_expanded=True)
             notes = tuple(again.missing(found, self._files))
-            return dataclasses.replace(asked, template=again.template(found), notes=notes), merged
+            return msgspec.structs.replace(asked, template=again.template(found), notes=notes), merged
         except SdcliError as error:
             where = f"{path}: "
             return Refused(error=BadInput(where + error.message.removeprefix(where), error.hint))

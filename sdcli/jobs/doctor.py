@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -40,8 +39,7 @@ AMD = ("/dev/kfd",)
 PARAMETERS = 1_066_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was examined: `value` for machines (text, number, object or None), `message` for people where the
     value does not say it, `hint` what to do where something is amiss.
 

@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import PurePath
 from typing import Any
@@ -44,8 +43,7 @@ _RANGE = re.compile(rf"(?P<first>[+-]?(?:{_NUMBER}))\.\.(?P<last>[+-]?(?:{_NUMBE
 _DIGITS = 60
 
 
-@dataclass(frozen=True, kw_only=True)
-class Axis:
+class Axis(msgspec.Struct, frozen=True, kw_only=True):
     """One direction of a grid: `values` in order, at least one, and what stands for each at the sheet's edge.
 
     `field` is the request's field that it sets, `size` (values as 640x384), `preset`, or `prompt`, where `search` is the
@@ -60,8 +58,7 @@ class Axis:
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One cell: its place, from 0, and what the axes say of it.
 
     `values` are a row's for `settings.merge`, as are a prompt file's: `prompt` where an axis replaces in it, and

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -28,8 +26,7 @@ TYPED = ("flag", "--set", "argument")
 MOST_PROMPTS = 100_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One picture to draw: its request with the seed filled in, its place in the run (from 1), the line that it came
     from, and what travels with it. `destination` is its own, None where it goes where the run's pictures go."""
 
@@ -38,12 +35,11 @@ class Job:
     line: int | None = None
     template: str | None = None
     name: str | None = None
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = msgspec.field(default_factory=dict)
     destination: Destination | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for before it has its seeds: a request that may be without one, and how many pictures of it.
 
     `origin` is where it stands: `FILE:LINE`. What has `shares` has the seed of that request, as all others that do;
@@ -69,8 +65,7 @@ class Asked:
         return msgspec.structs.replace(self.request, prompt=settings.styled(self.request.prompt, self.styles))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """A row that cannot be drawn, and why."""
 
     error: SdcliError
@@ -203,7 +198,9 @@ def fitted(merged: Merged, model: Model) -> tuple[Merged, tuple[str, ...]]:
         model, merged.values.get("true_cfg_scale", 1.0)
     ):
         left.append(f"negative_prompt ({merged.styles['negative_prompt'][0][0]})")
-        merged = dataclasses.replace(merged, styles={k: v for k, v in merged.styles.items() if k != "negative_prompt"})
+        merged = msgspec.structs.replace(
+            merged, styles={k: v for k, v in merged.styles.items() if k != "negative_prompt"}
+        )
     return merged, tuple(left)
 
 
@@ -216,7 +213,7 @@ def _located(merged: Merged) -> Merged:
     found = {
         name: getattr(here, name) for name in merged.values if getattr(here, name, None) != getattr(asked, name, None)
     }
-    return dataclasses.replace(merged, values={**merged.values, **found})
+    return msgspec.structs.replace(merged, values={**merged.values, **found})
 
 
 def _explained(error: UsageError, merged: Merged) -> UsageError:

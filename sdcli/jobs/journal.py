@@ -12,7 +12,6 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,8 +112,7 @@ class Index:
         self._db.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """A line of a journal, and whether this run wrote it."""
 
     line: dict[str, Any]

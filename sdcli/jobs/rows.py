@@ -16,9 +16,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import IO, Any, BinaryIO, NamedTuple
+
+import msgspec
 
 from sdcli import settings
 from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, OutputFailed, UsageError, nearest
@@ -60,8 +61,7 @@ _BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 _FREE_TEXT = ("prompt", "negative_prompt")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A row: the file as it was named (`stdin` for -), the line where the row begins (from 1), and what it gives.
 
     `values` go by the names that the file uses; by field names where a text line's flags gave them. They are text, or
@@ -74,8 +74,7 @@ class Row:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
+class BadRow(msgspec.Struct, frozen=True, kw_only=True):
     """A row that can't be used, or the fault after which a file can't be read on: why, in one printable line."""
 
     file: str

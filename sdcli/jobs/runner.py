@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from sdcli import metadata, output
 from sdcli.errors import (
@@ -47,15 +48,14 @@ IN_A_ROW = 3
 TOLD = 100
 
 
-@dataclass(kw_only=True)
-class Tally:
+class Tally(msgspec.Struct, kw_only=True):
     """How far a run is, in pictures; `total` is None where nobody knows."""
 
     total: int | None
     done: int = 0
     failed: int = 0
     skipped: int = 0
-    began: float = field(default_factory=time.monotonic)
+    began: float = msgspec.field(default_factory=time.monotonic)
     drawing_since: float | None = None
 
     @property
@@ -88,8 +88,7 @@ def _never() -> None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class How:
+class How(msgspec.Struct, frozen=True, kw_only=True):
     """How a run goes, besides its jobs.
 
     `load` gives the pipeline when the first picture must be drawn, `id_of` a job's id before that, `shape` what
@@ -116,7 +115,7 @@ class How:
     journal: Journal | None = None
     left_behind: Callable[[str], Path | None] = lambda id: None
     # The paths of pictures that say no id and have no line: without metadata, a killed run left them.
-    nameless: set[str] = field(default_factory=set)
+    nameless: set[str] = msgspec.field(default_factory=set)
     retry_failed: bool = False
     max_failures: int | None = None
     interrupted: Callable[[], int | None] = _never
@@ -124,8 +123,7 @@ class How:
     show: Callable[[Any], None] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Written:
+class _Written(msgspec.Struct, frozen=True, kw_only=True):
     """What the writing thread did: the event of the picture, and where its line stands in the journal."""
 
     event: dict[str, Any]

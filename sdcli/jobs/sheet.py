@@ -13,13 +13,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec.structs import asdict
 
 from sdcli.errors import BadInput, UsageError
 from sdcli.jobs.grids import FILES, Axis, named
@@ -61,8 +61,7 @@ SYSTEM_FONTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Label:
+class Label(msgspec.Struct, frozen=True, kw_only=True):
     """A text on the sheet: whose it is (`title`, an axis's letter, `cell`), what it says in full, and how it is written.
 
     `box` holds all its ink. `lines` are the text as it is broken, spelled and shortened; `font` is None for Pillow's own,
@@ -78,8 +77,7 @@ class Label:
     font_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Where all is on a sheet: pictures by their place in the grid, frames of those that are not there, and labels."""
 
     size: Size
@@ -88,8 +86,7 @@ class Layout:
     labels: tuple[Label, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Drawn(msgspec.Struct, frozen=True, kw_only=True):
     """What the sheet's record says of a cell. `pixels` is the SHA-256 of its picture's, `path` best as seen from the
     sheet's folder; `error` is the slug of what failed. What does not apply is None."""
 

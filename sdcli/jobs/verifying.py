@@ -15,7 +15,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,8 +51,7 @@ MOST_NAMED, LONGEST = 10, 60
 _IN_THE_PLAN = ("batch-size", "attention-slicing", "vae-tiling", "offload")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What came of drawing a picture again.
 
     `psnr` is in dB over all channels, None where the pixels are the same or of another size; `max_difference` the largest
@@ -73,8 +71,7 @@ class Verdict:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """A picture as it lies there: its record, its pixels, and the signs without drawing that its record was edited."""
 
     record: Record
@@ -392,8 +389,7 @@ def _that_fits(pipe: Pipeline, record: Record, size: int) -> int:
 # Many pictures
 
 
-@dataclass(kw_only=True)
-class Verifier:
+class Verifier(msgspec.Struct, kw_only=True):
     """Verifies pictures, those of one model and plan together, so that each model is loaded once.
 
     Pictures that were drawn in packs of one size are drawn again in such packs, with whatever neighbours: at one size a
@@ -408,7 +404,9 @@ class Verifier:
     vae: str | None = None
     model_config: str | None = None
     listener: Listener | None = None
-    _groups: dict[tuple[ModelSpec, DevicePlan], dict[tuple[int, Hashable], list[Path]]] = field(default_factory=dict)
+    _groups: dict[tuple[ModelSpec, DevicePlan], dict[tuple[int, Hashable], list[Path]]] = msgspec.field(
+        default_factory=dict
+    )
 
     def survey(self, names: Iterable[str]) -> int:
         """Read the records of the pictures that files and folders mean, before anything is loaded; return how many will

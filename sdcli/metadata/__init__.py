@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lossy:
+class Lossy(msgspec.Struct, frozen=True, kw_only=True):
     """How a kind of file that can lose something is encoded.
 
     `quality` is its own, `settings` what Pillow can be told, `settings_for` what it is told for a quality, and `library`
@@ -42,8 +40,7 @@ class Lossy:
     library: tuple[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
+class Format(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of picture file: how it begins, how its texts get out, and how a picture and its texts get in."""
 
     magic: re.Pattern[bytes]
@@ -109,8 +106,7 @@ def check_format(name: str, quality: int | None = None) -> Format:
     return FORMATS[name]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
+class Encoded(msgspec.Struct, frozen=True, kw_only=True):
     """A picture's file, the SHA-256 in hex of the pixels that it holds, and what a person should be told."""
 
     data: bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -20,13 +19,12 @@ REST = 2**12
 How = Literal["full", "minimal", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Carried:
+class Carried(msgspec.Struct, frozen=True, kw_only=True):
     """A1111's text, the JSON of the record or of its identity, and XMP's mark; what is empty is left out."""
 
     infotext: str = ""
     record: str = ""
-    mark: dict[str, str] = field(default_factory=dict)
+    mark: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def carried(record: Record, how: How) -> Carried:

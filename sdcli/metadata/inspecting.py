@@ -6,9 +6,10 @@ import hashlib
 import os
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+
+import msgspec
 
 from sdcli.errors import BadInput, InputMissing
 from sdcli.metadata import jpeg, ours, readers, signing, stealth, texts_of
@@ -32,8 +33,7 @@ SHEET = "its cells' pictures have records of their own"
 Pixels = Literal["match", "differ"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in a picture.
 
     `format` is who wrote it (None: nobody that is known), `request` what it says in the names of GenerationRequest and only

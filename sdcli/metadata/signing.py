@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import os
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import msgspec
 
 from sdcli import __version__
 from sdcli.errors import BadInput, InputMissing, OutputFailed, UsageError
@@ -242,8 +243,7 @@ MOST_SEGMENTS = MOST_CREDENTIALS >> 16
 State = Literal["valid", "expired", "invalid", "unchecked"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """How it stands with a picture's signature.
 
     `valid`: nothing has changed since it was signed. `expired`: neither, but its certificate has expired, and nobody vouches

@@ -6,12 +6,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from sdcli.errors import BadInput, InputMissing, ModelUnavailable, SdcliError, UsageError, nearest
 from sdcli.models.cache import cached
@@ -49,8 +49,7 @@ _HUB = re.compile(
 LONGEST_TOKEN = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What a name means. `path` is its file of weights, or a ControlNet's folder in diffusers' layout; None for what is on
     the hub only. `file` is the file in its repository, `variant` the middle of a folder's weight files' names (`fp16`).
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from sdcli.models.loading import is_loaded, loaded_files
 from sdcli.models.spec import Model
@@ -15,8 +16,7 @@ from sdcli.models.weights import read_header
 PRECISIONS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Component:
+class Component(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a model that is loaded: its class, how many parameters it has, their precision as stored, its files' bytes."""
 
     name: str

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sdcli.models.families import Family
 from sdcli.request import GenerationRequest
@@ -28,8 +28,7 @@ TRAILING = "-sgm-uniform"
 MOST_STEPS = 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """A way of distilling: how people call it, the steps that its authors show, their scheduler as sdcli calls it, what else fits
     (`trailing`: whatever has trailing steps), and the guidance scale that it bears at most."""
 
@@ -75,8 +74,7 @@ _OWN = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 _OWN_SIGMAS = re.compile(r"-(karras|exponential|beta|lu)$")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distilled:
+class Distilled(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a distilled model or LoRA: its kind (a key of KINDS), and the steps that its name says.
 
     `embedded`: guidance is an input of its network (arXiv 2310.04378, section 4.1) and no second pass. `keeps`: it was distilled

@@ -6,8 +6,9 @@ Numbers are the defaults of diffusers' pipelines and of the first models' cards.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 NO_CLIP_SKIP = "it does not read CLIP's earlier layers"
 NO_NEGATIVE = "it has no second pass for what must not be seen"
@@ -17,8 +18,7 @@ NO_RESCALE = "its pipeline does not rescale guidance"
 NO_SECOND_PASS = "that is for models with guidance built in; --guidance-scale is its own"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Models that one pipeline class of diffusers, `class_name`, draws with.
 
     `denoiser` and `autoencoder` are the components whose configuration says of sizes; `sample` is the latent's side where
@@ -39,7 +39,7 @@ class Family:
     class_name: str
     name: str
     dtype: Literal["fp16", "bf16"] = "bf16"
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = msgspec.field(default_factory=dict)
     denoiser: str = "transformer"
     autoencoder: str = "vae"
     sample: int = 128
@@ -48,14 +48,14 @@ class Family:
     multiple: int = 8
     guidance: Literal["cfg", "built-in", "true-cfg"] = "cfg"
     unguided: float = 1.0
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, str] = msgspec.field(default_factory=dict)
     own_scheduler: str | None = None
     readers: tuple[tuple[str, int | None], ...] = (("tokenizer", None),)
     slices: bool = False
     tiles: bool = True
     alone: bool = False
     min_steps: int = 1
-    starts: Mapping[str, str] = field(default_factory=dict)
+    starts: Mapping[str, str] = msgspec.field(default_factory=dict)
     unrescaled: tuple[str, ...] = ()
     no_starts: str | None = None
     part: Literal["down", "up", "all"] = "up"

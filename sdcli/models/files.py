@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from sdcli.errors import BadInput
 from sdcli.models.cache import cached
@@ -28,8 +30,7 @@ _WORDS = re.compile(r"model\.diffusion_model\..*attn2\.to_k\.weight")
 _PREFIX = "model.diffusion_model."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of file: the family that it is of, the repositories that have its configuration, the first of them to be fetched.
 
     `alone`: only the network that predicts noise is taken from it, and all else from the configuration's folder.

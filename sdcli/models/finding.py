@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import asdict, replace
 
 from sdcli.errors import BadInput, UsageError
 from sdcli.models import aliases
@@ -34,7 +35,7 @@ def find(spec: ModelSpec) -> Model:
         named = named_by(spec.model)
         vae = find_vae(spec.vae) if spec.vae is not None else None
         config = _find_config(spec.model_config, named) if spec.model_config is not None else None
-        model = _looked_at(Model(**vars(named), vae=vae, named_config=config), spec.safety_checker)
+        model = _looked_at(Model(**asdict(named), vae=vae, named_config=config), spec.safety_checker)
     except OSError as error:
         raise BadInput(
             f"{spec.model} can't be looked at: {error.strerror or error}", "check its permissions"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from sdcli.errors import BadInput, ModelUnavailable, OutputFailed, nearest
 from sdcli.models.hub import differs, of_cache
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """A revision of a model in diffusers' layout. `name` is what `--model` takes; `size` is in bytes; `used` is when one of
     its files was read last, in seconds since 1970 (of the repository: revisions share files); `complete` says whether all is
     there that drawing needs, None where it can't be drawn with, which `why` then tells. Of a repository that is broken
@@ -118,8 +119,7 @@ def _class_in(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Removed:
+class Removed(msgspec.Struct, frozen=True, kw_only=True):
     """What was deleted, or would be: revisions, their names, and the bytes that are freed."""
 
     commits: tuple[str, ...]
@@ -139,9 +139,9 @@ def remove(wanted: Weights, *, dry_run: bool) -> Removed:
     cache, repo, revisions = _named(wanted)
     commits = [r.commit_hash for r in revisions]
     # Of this repository alone: a renamed one has the same commits.
-    plan = replace(cache, repos=frozenset([repo])).delete_revisions(*commits)
+    plan = dataclasses.replace(cache, repos=frozenset([repo])).delete_revisions(*commits)
     # A snapshot's links may lead anywhere, to files that somebody put there in place of a download.
-    plan = replace(plan, blobs=frozenset(b for b in plan.blobs if repo.repo_path in b.parents))
+    plan = dataclasses.replace(plan, blobs=frozenset(b for b in plan.blobs if repo.repo_path in b.parents))
     if not dry_run:
         plan.execute()
         left = [path for path in (*plan.repos, *plan.snapshots, *plan.blobs) if path.exists()]
@@ -165,8 +165,7 @@ def _remove_broken(folder: Path, *, dry_run: bool) -> Removed:
     return removed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verified:
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """A file that was read again: whether its content is what the hub says it is, None where nothing says what that is."""
 
     name: str

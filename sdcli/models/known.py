@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from sdcli.models.families import FAMILIES
 
@@ -13,8 +14,7 @@ AT_ONCE = f"`--model {DEMO}` works at once, with no download"
 _COMMUNITY = "stabilityai-ai-community"
 
 
-@dataclass(frozen=True, kw_only=True)
-class KnownModel:
+class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the table of models that have a short name. What no source says is None.
 
     `family` is the class that diffusers draws with, `licence` the hub's name for it, `download` about how many bytes the
@@ -31,7 +31,7 @@ class KnownModel:
     download: int | None = None
     size: tuple[int, int] | None = None
     scheduler: str | None = None
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def wants(self, name: str) -> Any:
         """Return the value of a request's field that is used where none is given; None: whatever its files say."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sdcli.errors import BadInput
 from sdcli.models import distilled
@@ -47,8 +47,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     adapter_dir: Annotated[str | None, meta("Folder of adapters: where their names are looked for.")] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """Weights that a name means, as far as they are known before they are loaded.
 
     `path` is their folder or file here, None for what is on the hub only; `config` is the folder with a single file's
@@ -68,8 +67,7 @@ class Weights:
         return self.path is not None and self.path.is_file()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model(Weights):
+class Model(Weights, frozen=True, kw_only=True):
     """A named model.
 
     `components` are its parts that are not null: library and class, by name. `size` is the width and height in pixels that it
@@ -80,11 +78,11 @@ class Model(Weights):
     """
 
     family: Family | None = None
-    components: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    components: Mapping[str, tuple[str, str]] = msgspec.field(default_factory=dict)
     guided: bool = True
     alone: bool = False
     named_config: Weights | None = None
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = msgspec.field(default_factory=dict)
     size: tuple[int, int] | None = None
     multiple: int = 8
     scheduler: dict[str, Any] | None = None

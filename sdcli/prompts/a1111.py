@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from sdcli.errors import UsageError
 
@@ -92,8 +93,7 @@ def _joined(parts: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
 Part: TypeAlias = "str | _Switch | _Turns"
 
 
-@dataclass(frozen=True)
-class _Switch:
+class _Switch(msgspec.Struct, frozen=True):
     """`[before:after:when]`."""
 
     before: list[Part]
@@ -106,8 +106,7 @@ class _Switch:
         return int(min(max(share, 0.0), float(steps)))
 
 
-@dataclass(frozen=True)
-class _Turns:
+class _Turns(msgspec.Struct, frozen=True):
     """`[a|b]`: one after the other, a step each."""
 
     texts: list[list[Part]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from sdcli.errors import UsageError
 from sdcli.models import Family, Model
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from sdcli.prompts.tokens import Reader
 
 
-@dataclass(frozen=True)
-class How:
+class How(msgspec.Struct, frozen=True):
     """How prompts are read."""
 
     syntax: Literal["a1111", "compel", "plain"]

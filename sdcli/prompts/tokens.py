@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from sdcli.errors import BadInput, UsageError
 from sdcli.models import Model
@@ -57,8 +58,7 @@ class Token(NamedTuple):
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """A text as it is read: its tokens in chunks, without marks and padding; how many they are; and the text that is cut."""
 
     chunks: tuple[tuple[Token, ...], ...]
@@ -75,8 +75,7 @@ class Piece(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
+class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
     """A tokenizer, under the name of its component: `pieces` finds a text's tokens, `limit` is how many a chunk takes, and
     `start`, `end` and `pad` are the marks around and after them (None: it has none). `added` are the words of embeddings that
     are more than one token: word to the tokens."""

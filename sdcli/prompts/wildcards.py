@@ -11,13 +11,15 @@ import re
 import unicodedata
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
 
 from sdcli.errors import BadInput, InputMissing, nearest
 
@@ -213,8 +215,7 @@ def _parse(text: str) -> Command:
 # Reading wildcards
 
 
-@dataclass(frozen=True)
-class _Option:
+class _Option(msgspec.Struct, frozen=True):
     """One of several things to draw, and where it stands: FILE:LINE, or nothing for a part of the template."""
 
     command: Command
@@ -222,8 +223,7 @@ class _Option:
     where: str = ""
 
 
-@dataclass(frozen=True)
-class _Values:
+class _Values(msgspec.Struct, frozen=True):
     """A wildcard's values, at least one, none of weight 0, and the sums of their weights up to each."""
 
     name: str
@@ -235,8 +235,7 @@ class _Placed(BadInput):
     """A reason that starts with its FILE:LINE."""
 
 
-@dataclass(frozen=True)
-class _List:
+class _List(msgspec.Struct, frozen=True):
     """A list that a file holds: its items, or None for a text file's lines, which are read when they are needed."""
 
     file: Path
@@ -466,14 +465,13 @@ def _keys(data: Mapping[str, Any], above: tuple[str, ...], file: Path, shown: st
 # What templates mean
 
 
-@dataclass(frozen=True)
-class _Scope:
+class _Scope(msgspec.Struct, frozen=True):
     """The variables that are set, and those that are just being drawn.
 
     A variable is drawn in the scope that it is used in, or in the one that it came with.
     """
 
-    variables: Mapping[str, tuple[Command, _Scope | None]] = field(default_factory=dict)
+    variables: Mapping[str, tuple[Command, _Scope | None]] = msgspec.field(default_factory=dict)
     busy: frozenset[str] = frozenset()
 
     def having(self, name: str, value: Command, scope: _Scope | None = None) -> _Scope:
@@ -724,8 +722,7 @@ class _Every:
                 wheels.append(self.texts(*parts[len(wheels)]))
 
 
-@dataclass(frozen=True)
-class _Size:
+class _Size(msgspec.Struct, frozen=True):
     """What a part can grow to, characters and parts of its largest draw, and depth; and the variables that it looks at."""
 
     cost: int

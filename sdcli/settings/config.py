@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from sdcli import output
 from sdcli.errors import BadInput, SdcliError, UsageError, nearest
@@ -130,8 +132,7 @@ def current() -> Merged:
 # Writing
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """What a change of a file came to: where it is, whether anything changed, what is wrong with the rest of it, and the
     absolute path that a relative one was written as."""
 

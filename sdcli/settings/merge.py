@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from sdcli.device import DevicePlan
 from sdcli.errors import UsageError, nearest
@@ -36,14 +36,13 @@ class Style(str):
     for `negative_prompt` text that is appended."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merged:
+class Merged(msgspec.Struct, frozen=True, kw_only=True):
     """The merged values, by field name, and of each the source that won; and the styles of `prompt` and
     `negative_prompt`, (origin, text) in the order in which they are put on."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
-    styles: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    styles: Mapping[str, tuple[tuple[str, str], ...]] = msgspec.field(default_factory=dict)
 
     def build(self, record: type[R], **more: Any) -> R:
         """Return `record` out of the merged values that are its fields, and `more`.
@@ -89,8 +88,7 @@ class Merged:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
+class Given(msgspec.Struct, frozen=True, kw_only=True):
     """What a command was given, weakest first: `under`, the model's defaults (the first), the settings and the environment,
     and `over`, presets and flags. A picture's record comes between them."""
 

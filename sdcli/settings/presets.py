@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +29,7 @@ REFUSED = {"preset": 'extends = "NAME" names the presets that this one builds on
 OWN = ("description", "extends", "prompt", "negative_prompt", "negative-prompt", "negative")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(msgspec.Struct, frozen=True, kw_only=True):
     """A preset's file, read: `place` is where it was found (`file`: a path was given), `path` what it is called to people.
 
     `values` are by field, converted; the prompt's and the negative prompt's are styles. `extends` are the names and
@@ -43,8 +41,8 @@ class Preset:
     path: str
     description: str | None = None
     extends: tuple[str, ...] = ()
-    values: dict[str, Any] = field(default_factory=dict)
-    document: Document = field(repr=False)
+    values: dict[str, Any] = msgspec.field(default_factory=dict)
+    document: Document
 
 
 def presets_folder() -> Path:

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import Any, Protocol, cast, get_type_hints
@@ -48,15 +47,14 @@ class Unreadable(BadInput):
     """A text that is of a format and yet can't be read; another format may still be in the picture."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Said:
+class Said(msgspec.Struct, frozen=True, kw_only=True):
     """What a picture says: `request` in the names of GenerationRequest, and only what it says; `model` with `name`, `hash`
     and more, or None; `unmapped`, all that no field of sdcli's holds. `record` is sdcli's own."""
 
     format: str
     request: dict[str, Any]
     model: dict[str, Any] | None = None
-    unmapped: dict[str, Any] = field(default_factory=dict)
+    unmapped: dict[str, Any] = msgspec.field(default_factory=dict)
     record: Record | None = None
 
 
