@@ -54,7 +54,7 @@ class Hears:
 @dataclass
 class Cost:
     """Seconds of each round: of the steps, by the clock, and of what is done once the picture is there; and the share of
-    the drawing's CPU time that went into looking on."""
+    the CPU time up to the last step's end that went into looking on."""
 
     steps: list[float] = field(default_factory=list)
     share: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Stopwatch:
     """Sums up this thread's CPU seconds in what it is put around: a busy machine slows them less than the clock."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.ended = 0.0
 
     def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any) -> Any:
@@ -73,7 +73,8 @@ class Stopwatch:
             try:
                 return call(*args)
             finally:
-                self.seconds += time.thread_time() - began
+                self.ended = time.thread_time()
+                self.seconds += self.ended - began
 
         return called
 
@@ -90,14 +91,14 @@ def once(pipeline: Any, request: GenerationRequest, watch: Watch | None, cost: C
     parts, hearing.parts = hearing.parts, stopwatch.timed(hearing.parts)
     cpu = time.thread_time()
     (image,) = pipeline.generate([request], listener=listener)
-    cpu, began = time.thread_time() - cpu, time.perf_counter()
+    cpu, began = stopwatch.ended - cpu, time.perf_counter()
     hearing.parts = parts
     if watch is not None:
         watch.drawn(job, image)
         watch.finish()
     if cost is not None:
         cost.steps.append(image.record.seconds.draw)
-        cost.share.append(stopwatch.seconds / cpu)
+        cost.share.append(stopwatch.seconds / cpu if watch is not None else 0.0)
         cost.after.append(time.perf_counter() - began)
     return str(image.record.pixels.sha256)
 

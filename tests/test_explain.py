@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -21,6 +22,7 @@ from PIL import Image
 import sdcli as library
 from sdcli import output, pipeline
 from sdcli.cli.main import main
+from sdcli.explain import explaining, pages
 from sdcli.pipeline import observing
 from sdcli.request import Adapter
 from tests import browser
@@ -31,7 +33,9 @@ from training import draw, judge
 PROMPT = "a red star and a blue circle on a purple background"
 COMMAND = [PROMPT, "-m", "demo", "-s", "3", "--steps", "4", "--dtype", "fp32"]
 LORA = Path(__file__).parent / "adapters" / "green.safetensors"
-HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(2)>' $x$ {{ 7*7 }} \x1b[31m \u202egnp"""
+HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(2)>' $x$ {{ 7*7 }} \x1b[31m \u202egnp """ + "w" * 200
+# What is not seen, or turns what is beside it round.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MADE: dict[str, Any] = {}
 
 
@@ -94,8 +98,10 @@ def test_its_pictures_are_those_that_are_drawn_without_it(run: Run, sdcli: Sdcli
 @pytest.mark.parametrize(
     "values",
     [
-        {"scheduler": "euler"}, {"scheduler": "euler-a"}, {"scheduler": "heun"}, {"scheduler": "ddim"}, {"scheduler": "lms"},
-        {"scheduler": "pndm"}, {"guidance_scale": 1.0}, {"prompt": f"{PROMPT}, " * 12}, {"prompt": "a [red:blue:0.5] star"},
+        {"scheduler": "euler"}, pytest.param({"scheduler": "euler-a"}, marks=pytest.mark.slow), {"scheduler": "heun"},
+        pytest.param({"scheduler": "ddim"}, marks=pytest.mark.slow), pytest.param({"scheduler": "lms"}, marks=pytest.mark.slow),
+        {"scheduler": "pndm"}, {"guidance_scale": 1.0}, {"guidance_scale": 6.0, "guidance_rescale": 0.7},
+        {"prompt": f"{PROMPT}, " * 12}, {"prompt": "a [red:blue:0.5] star"},
         {"prompt": "a (red:1.4) star BREAK on blue", "negative_prompt": "a circle"},
         {"lora": (Adapter(name=str(LORA)),)},
     ],
@@ -111,6 +117,10 @@ def test_a_run_is_not_changed_by_being_observed(values: dict[str, Any], demo: pi
     for moment in seen.moments:
         assert moment.before is not None and moment.error < 1e-4
         assert (moment.prompted is not None) == (request.guidance_scale > 1)
+        if moment.prompted is not None:
+            assert observing.rms(moment.guided - moment.clean) < 1e-4
+            plain = moment.unprompted + request.guidance_scale * (moment.prompted - moment.unprompted)
+            assert (observing.rms(plain - moment.clean) < 1e-4) == (request.guidance_rescale == 0)
     read = observing.words(demo, request)
     shares = seen.attention.shares()
     assert shares.shape == (77 * seen_chunks(seen),) and abs(shares.sum() - 1) < 1e-5
@@ -166,14 +176,44 @@ def test_words_of_several_tokens_are_whole(demo: pipeline.Pipeline) -> None:
 def test_it_starts_from_a_picture_and_puts_noise_on_another(run: Run, sdcli: Sdcli) -> None:
     draw.paint(draw.Scene(background="blue", things=())).resize((300, 200)).save("blue.png")
     start = ("--init-image", str(run.assets / "picture.png"), "--strength", "0.5")
-    assert sdcli("generate", *COMMAND, *start, "-o", "drawn.png").code == 0
-    done = sdcli("explain", *COMMAND, *start, "--image", "blue.png", "-o", "here/", "--assets", "a")
+    command = ["a [red:green:0.5] star on blue", *COMMAND[1:], *start]
+    left = before_it(Path("a"))
+    assert sdcli("generate", *command, "-o", "drawn.png").code == 0
+    done = sdcli("explain", *command, "--image", "blue.png", "-o", "here/", "--assets", "a")
     assert done.code == 0, done.stderr
-    assert done.lines == [f"here/{output.safe(PROMPT, 40)}-3.html"] and Path(done.lines[0]).is_file()
+    assert done.lines == [f"here/{output.safe(command[0], 40)}-3.html"]
     assert (pixels("drawn.png") == pixels("a/picture.png")).all()
-    assert len(json.loads(Path("a/explain.json").read_text())["backward"]["steps"]) == 2
     shown = pixels("a/forward-picture.png")
     assert shown.shape == (128, 128, 3) and (abs(shown - draw.COLOURS["blue"]) < 3).all()
+
+    # Of the four steps two are drawn: of those the prompt's words are a share.
+    told = json.loads(Path("a/explain.json").read_text())
+    assert [told["final"][name] for name in ("steps", "steps_drawn", "network_calls")] == [4, 2, 2]
+    assert [s["number"] for s in told["backward"]["steps"]] == [1, 2]
+    assert (told["words"]["until"], told["attention"]["steps"]) == (1, 1)
+    text = plain_text(Path(done.lines[0]))
+    assert "4 (2 drawn)" in text and "of step 1 of 2" in text and "until step 1, others follow" in text
+    assert "pure noise" not in text and "begins with the picture of --init-image" in text
+    assert "noise that is put on the picture of --init-image" in text
+    assert "Of 4 steps the last 2 are drawn" in text and "asks the network" not in text
+
+    # Of the run before all is gone that it names, and nothing else.
+    there = {str(path.relative_to("a")) for path in Path("a").rglob("*") if path.is_file()}
+    assert there == left | {*told["files"], "explain.json"} and "step-009-clean.png" not in there
+    assert Path("outside.png").read_text() == Path("a/seed-9.png").read_text() == "somebody's"
+
+
+def before_it(folder: Path) -> set[str]:
+    """Make a folder as a run before would have left it, and more; return what no run may take away."""
+    kept = {"notes.txt", "other.png", "seed-9.png", "deep/step-001-clean.png"}
+    for name in (*kept, "../outside.png", "picture.png", "step-009-clean.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("somebody's")
+    names = ["picture.png", "step-009-clean.png", "../outside.png", "deep/step-001-clean.png", "notes.txt", "other.png"]
+    names += ["deep", "/", "", "..", "step-008-clean.png"]
+    told = {"schema": 1, "record": {"request": {"prompt": "\udc80"}}, "files": names}
+    (folder / "explain.json").write_text(json.dumps(told))
+    return kept
 
 
 # The numbers
@@ -250,7 +290,8 @@ def test_the_files_are_all_there(run: Run) -> None:
     expected |= {f"guidance-{n}.png" for n in (1, 4, 8, 14)} | {
         f"attention-01-steps-{n:03}-{n:03}.png" for n in (1, 2, 3, 4)
     }
-    assert expected <= files
+    assert expected <= files == {*run.numbers["files"], "explain.json"}
+    assert all(explaining.PICTURE.fullmatch(name) for name in run.numbers["files"])
     for path in run.assets.glob("*.png"):
         with Image.open(path) as image:
             image.verify()
@@ -289,8 +330,15 @@ class Page(HTMLParser):
             yield from (value for name in ("src", "srcset") if (value := attributes.get(name)))
 
 
+def plain_text(page: Path) -> str:
+    """Return what a page says in paragraphs and lists, in one line."""
+    texts = Page(page.read_text("utf-8")).texts
+    return " ".join(" ".join(texts.get(tag, "") for tag in ("p", "dd", "figcaption")).split())
+
+
 def check_inert(text: str) -> Page:
     """Refuse a page that has a part which its policy does not name, or which comes from anywhere."""
+    assert not HIDDEN.search(text)
     page = Page(text)
     policy = next(a["content"] or "" for t, a in page.found if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
@@ -305,6 +353,9 @@ def check_inert(text: str) -> Page:
         if uri.startswith("data:image/svg+xml"):
             chart = ElementTree.fromstring(base64.b64decode(uri.partition(",")[2]))
             assert not [e for e in chart.iter() if e.tag.endswith(("script", "image", "foreignObject"))]
+            assert not HIDDEN.search("".join(chart.itertext()))
+            # Nothing long leaves the chart itself no room.
+            assert all(len(e.text or "") < 60 for e in chart.iter() if e.tag.endswith("text"))
     for tag, attributes in page.found:
         assert tag != "img" or attributes.get("alt"), attributes
     return page
@@ -326,15 +377,25 @@ def test_a_page_needs_nothing_and_says_what_it_shows(run: Run) -> None:
 def test_a_hostile_prompt_is_text(sdcli: Sdcli) -> None:
     name = f"{output.safe(HOSTILE, 40)}-3"
     Path(f"{name}.html").write_text("somebody's")
-    done = sdcli("explain", HOSTILE, "-m", "demo", "-s", "3", "--steps", "1", "--cfg", "1", "--json")
+    hostile = ("--negative", HOSTILE, "--long-prompt", "cut")
+    done = sdcli("explain", HOSTILE, *hostile, "-m", "demo", "-s", "3", "--steps", "1", "--cfg", "1", "--json")
     assert done.code == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if not line.startswith(("loading", "warning: "))]
     (event,) = done.events
     assert set(event) == {"schema", "event", "path", "assets", "seconds", "pixels"} and event["assets"] is None
     assert event["path"] == f"{name}-2.html" and not set('<>"\x1b/') & set(name)
     assert Path(f"{name}.html").read_text() == "somebody's"
     page = check_inert(Path(event["path"]).read_text("utf-8"))
     assert page.texts["h1"] == HOSTILE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd")
+    assert page.texts["h1"] in page.texts["dd"] and "w" * 9 in page.texts["q"]
     assert "This run was not guided" in "".join(page.texts["p"])
+
+
+def test_texts_on_a_page_are_seen_as_they_are() -> None:
+    filled = pages.environment().from_string("{{ text }}{{ kept }}{% if text %} ok{% endif %}")
+    family, known = "\U0001f469\u200d\U0001f680", "\u3000שלום é\u0301 星"
+    said = filled.render(text="<b>\x00a\u202eb\ud800\u2066\ufeff\n\tc", kept=f"{family}{known}")
+    assert said == f"&lt;b&gt;�a�b���  c{family}{known} ok"
 
 
 # Refusals, before torch is imported
@@ -350,15 +411,24 @@ def test_a_hostile_prompt_is_text(sdcli: Sdcli) -> None:
         (["-m", "demo", "-o", "page.png"], 2, "page.png"),
         (["-m", "demo", "-o", "file/page.html"], 73, "file is not a folder"),
         (["-m", "demo", "--assets", "file"], 73, "file is not a folder"),
+        (["-m", "demo", "--assets", "full"], 73, "full is not empty"),
+        (["-m", "demo", "--assets", "foreign"], 73, "foreign is not empty"),
+        (["-m", "demo", "--assets", "broken"], 73, "broken is not empty"),
         (["-m", "demo", "--image", "none.png"], 66, "none.png"),
         (["-m", "demo", "--image", "file"], 65, "file"),
     ],
 )
 def test_refusals(argv: list[str], code: int, said: str, sdcli: Sdcli) -> None:
     Path("file").write_text("no picture")
+    for name, told in (("full", None), ("foreign", '{"schema": 1, "files": ["x.png"]}'), ("broken", "[" * 100_000)):
+        Path(name).mkdir()
+        Path(name, "x.png").write_text("somebody's")
+        if told is not None:
+            Path(name, "explain.json").write_text(told)
     done = sdcli("explain", "a star", *argv)
     assert (done.code, done.stdout) == (code, b"") and said in done.stderr, done.stderr
     assert "loading" not in done.stderr
+    assert len([*Path().glob("*/x.png")]) == 3
 
 
 @pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
@@ -380,14 +450,22 @@ def test_without_its_libraries_it_says_what_to_install(
 def test_other_models(name: str, sdcli: Sdcli, tmp_path: Path) -> None:
     folder = saved(name, tmp_path / "model")
     command = ["a red circle", "-m", str(folder), "--size", "64x64", "--steps", "2", "--dtype", "fp32", "-s", "7"]
+    # Heun's method asks the network twice in all steps but the last.
+    command += ["--scheduler", "heun", "--set", "guidance_rescale=0.7"]
     assert sdcli("generate", *command, "-o", "one.png").code == 0
     done = sdcli("explain", *command, "-o", "page.html", "--assets", "a")
     assert done.code == 0, done.stderr
     assert (pixels("one.png") == pixels("a/picture.png")).all()
     told = json.loads(Path("a/explain.json").read_text())
-    assert [s["number"] for s in told["backward"]["steps"]] == [1, 2]
+    assert [s["number"] for s in told["backward"]["steps"]] == [1, 2, 3]
+    assert [told["final"][name] for name in ("steps", "steps_drawn", "network_calls")] == [2, 2, 3]
     assert all(s["error"] < 1e-4 for s in told["backward"]["steps"])
-    assert all(s["error"] < 1e-3 for s in told["guidance"]["steps"])
+    assert told["guidance"]["rescale"] == 0.7
+    assert all(s["error"] < 1e-3 and 0 < s["factor"] < 1 for s in told["guidance"]["steps"])
+    text = plain_text(Path("page.html"))
+    assert "of step 1 of 3" in text and "asks the network 3 times for 2 steps" in text and "pure noise" in text
+    assert "by 0.7 of the way" in text and f"times {told['guidance']['steps'][0]['factor']:.3f}" in text
+    assert "https://arxiv.org/abs/2305.08891" in Path("page.html").read_text("utf-8")
     assert told["words"]["width"] == {"StableDiffusionXLPipeline": 32}.get(name, 1024)
     assert sum(b["share_of_time"] for b in told["network"]["blocks"]) == pytest.approx(1)
     assert ("second text encoder" in {b["part"] for b in told["network"]["blocks"]}) == ("XL" in name)
@@ -447,6 +525,13 @@ def test_the_page_in_a_browser(run: Run) -> None:
                 page.keyboard.press("End")
                 assert page.locator(".frame:visible").get_attribute("data-step") == "4"
                 assert page.locator("#step").get_attribute("aria-valuetext") == "step 4 of 4"
+                box = page.locator("#step").bounding_box()
+                assert box is not None
+                press = page.touchscreen.tap if width < 600 else page.mouse.click
+                press(box["x"] + box["width"] * 0.37, box["y"] + box["height"] / 2)
+                assert page.locator(".frame:visible").get_attribute("data-step") == "2"
+                # All of a chart is seen.
+                assert page.locator("#schedule .chart").evaluate("e => e.scrollWidth <= e.clientWidth")
                 # Nothing makes the page itself wider than its window, and every picture is one.
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
                 assert page.evaluate("[...document.images].filter(i => !(i.complete && i.naturalWidth)).length") == 0
@@ -472,6 +557,7 @@ def test_without_scripts_all_steps_are_there(run: Run) -> None:
 def test_a_hostile_prompt_does_nothing_in_a_browser(sdcli: Sdcli) -> None:
     done = sdcli("explain", HOSTILE, "-m", "demo", "-s", "3", "--steps", "1", "-o", "page.html")
     assert done.code == 0, done.stderr
-    with browser.chromium() as chromium, browser.opened(chromium, Path("page.html")) as (page, heard):
+    with browser.chromium() as chromium, browser.opened(chromium, Path("page.html"), width=390) as (page, heard):
         assert "<script>alert(1)</script>" in page.locator("h1").inner_text()
         assert heard.dialogs == [] and page.locator("h1 img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -10,22 +10,27 @@ import pty
 import re
 import select
 import struct
+import subprocess
 import sys
 import termios
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sdcli as library
 from sdcli.cli import seeing
+from sdcli.cli.main import screen
+from sdcli.jobs.jobs import Job
 from sdcli.pipeline import Step, previewing
-from tests.conftest import Sdcli, pixels
+from tests.conftest import Outcome, Sdcli, pixels
 
 RED, BLUE, GREEN, WHITE = (230, 20, 30), (20, 40, 220), (10, 160, 60), (255, 255, 255)
 DRAW = ("generate", "a red circle on a blue background", "-m", "demo", "-s", "3")
@@ -170,6 +175,59 @@ def test_refused(sdcli: Sdcli, picture: Path, argv: list[str], code: int, said: 
     assert done.code == code and said in done.stderr and done.stdout == b""
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("--graphics blocks >/dev/full", 74, "stdout can't be written"),
+        ("--graphics sixel >&-", 73, "stdout is closed"),
+    ],
+)
+def test_stdout_is_the_result(picture: Path, command: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m sdcli show quarters.png {command}", shell=True, stderr=subprocess.PIPE, text=True,
+        cwd=picture.parent, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_whoever_reads_stdout_has_gone(picture: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command("show", str(picture), "--graphics", "blocks"), stdout=write, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write)
+    assert done.returncode == 141 and done.stderr == b""
+
+
+def test_an_encoding_that_lacks_blocks(process: Sdcli, picture: Path) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    done = process("show", str(picture), "--graphics", "blocks", env=ascii_only)
+    assert done.code == 73 and "ascii" in done.stderr and "--graphics sixel" in done.stderr and done.stdout == b""
+    assert process("show", str(picture), "--graphics", "iterm2", env=ascii_only).code == 0
+
+
+@pytest.mark.parametrize("way", ["blocks", "sixel", "kitty", "iterm2"])
+@pytest.mark.parametrize(("size", "across"), [((40, 400), 59), ((1, 65000), 1), ((65000, 1), 200)], ids=str)
+def test_how_large_pictures_get(
+    sdcli: Sdcli, way: str, size: tuple[int, int], across: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are 297 rows at most, in which a picture keeps its shape; cells are twice as high as wide."""
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    Image.new("RGB", size, RED).save("x.png")
+    done = sdcli("show", "x.png", "--graphics", way, "--width", "200")
+    assert done.code == 0, done.stderr
+    text = done.stdout.decode()
+    down = 297 if size[1] > size[0] else 1
+    assert READ[way](text).shape[:2] == {
+        "blocks": (2 * down, across), "kitty": (20 * down, 10 * across), "sixel": (20 * down, 10 * across),
+        "iterm2": size[::-1],
+    }[way]  # fmt: skip
+    assert way != "iterm2" or f"width={across};height={down};" in text
+    assert sdcli("show", "x.png", "--width", "298").code == 2 and b"297" in sdcli("show", "--help").stdout
+
+
 # On a terminal
 
 
@@ -256,6 +314,38 @@ def command(*argv: str) -> list[str]:
     return [sys.executable, "-m", "sdcli", *argv]
 
 
+@pytest.fixture
+def watched(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Outcome, str]]:
+    """Run a command line in this process, with a terminal that answers nothing as stderr; and give what that got."""
+
+    def run(*argv: str, rows: int = 30, columns: int = 80, **env: str) -> tuple[Outcome, str]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        seen: list[bytes] = []
+
+        def read() -> None:
+            try:
+                while data := os.read(ours, 65536):
+                    seen.append(data)
+            except OSError:  # Linux's word for the other end's having gone
+                pass
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patch, open(theirs, "w", encoding="utf-8") as stderr:
+            for name in ("NO_COLOR", "TERM_PROGRAM", "LC_TERMINAL"):
+                patch.delenv(name, raising=False)
+            for name, value in {"TERM": "xterm-256color", "COLORTERM": "truecolor", **env}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stderr", stderr)
+            done = sdcli(*argv)
+        reader.join()
+        os.close(ours)
+        return done, b"".join(seen).decode()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("knows", "env", "way"),
     [
@@ -297,13 +387,11 @@ def test_a_pipe_on_stdin_is_left_alone(picture: Path) -> None:
     assert has_four_quarters(sixel(done.seen.decode()), 3)
 
 
-def test_a_preview_forms_in_its_place(tmp_path: Path) -> None:
-    argv = command(*DRAW, "--steps", "60", "--preview", "--show", "-o", "x.png")
-    done = on_a_terminal(argv, tmp_path)
-    assert done.code == 0 and done.out == b"x.png\n"
-    text = done.seen.decode()
+def test_a_preview_forms_in_its_place(watched: Callable[..., tuple[Outcome, str]], tmp_path: Path) -> None:
+    done, text = watched(*DRAW, "--steps", "60", "--preview", "--show", "-o", "x.png")
+    assert done.code == 0 and done.stdout == b"x.png\n"
     told = [int(number) for number in re.findall(r"(\d+)/60, [\d.]+ s/step  a red circle on a blue background", text)]
-    assert told[0] == 1 and len(told) >= 2 and told == sorted(told)
+    assert len(told) >= 2 and told == sorted(told)
     # Every picture after the first is drawn where that was, and the last one is taken away.
     shown, after = text.split("seed 3, ")
     parts = shown.split("s/step")
@@ -318,16 +406,32 @@ def test_a_preview_forms_in_its_place(tmp_path: Path) -> None:
     assert "\x1b[J" not in after and "ETA" not in text
 
 
+@pytest.mark.slow
+def test_previews_of_a_terminal_that_is_asked(tmp_path: Path) -> None:
+    argv = command(*DRAW, "--steps", "100", "--preview", "--show", "-o", "x.png")
+    done = on_a_terminal(argv, tmp_path, knows=["kitty"])
+    assert done.code == 0 and done.out == b"x.png\n"
+    sent = re.findall(rb"a=p,i=(\d+)", done.seen)
+    # All but the finished picture are taken away.
+    assert len(sent) >= 2 and re.findall(rb"a=d,I=(\d+)", done.seen) == sent[:-1]
+
+
 def resized(values: Any, like: Any) -> Any:
     image = Image.fromarray(values.astype(np.uint8)).resize(like.shape[1::-1])
     return np.asarray(image).astype(int)
 
 
-@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {}], ids=["dumb", "quiet"])
-def test_where_nothing_is_drawn(tmp_path: Path, env: dict[str, str]) -> None:
-    argv = command(*DRAW, "--steps", "2", "--preview", "--show", "-o", "x.png", *([] if env else ["-q"]))
-    done = on_a_terminal(argv, tmp_path, env=env)
-    assert done.code == 0 and done.out == b"x.png\n" and b"\x1b" not in done.seen
+@pytest.mark.parametrize("how", ["dumb", "quiet"])
+def test_where_nothing_is_drawn(watched: Callable[..., tuple[Outcome, str]], how: str) -> None:
+    argv = (*DRAW, "--steps", "2", "--preview", "--show", "-o", "x.png")
+    done, seen = watched(*argv, TERM="dumb") if how == "dumb" else watched(*argv, "-q")
+    assert done.code == 0 and done.stdout == b"x.png\n" and "\x1b" not in seen
+
+
+def test_a_terminal_that_does_not_say_its_size(watched: Callable[..., tuple[Outcome, str]]) -> None:
+    """It is taken for one of 80 columns and 24 rows."""
+    done, seen = watched(*DRAW, "--steps", "2", "--show", "-o", "x.png", rows=0, columns=0)
+    assert done.code == 0 and blocks(seen).shape == (44, 44, 3)
 
 
 def test_silence_off_a_terminal(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,16 +446,25 @@ def test_silence_off_a_terminal(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -
     assert refused.code == 2 and "pip install 'sdcli[show]'" in refused.stderr
 
 
-def test_a_batch_and_a_grid(tmp_path: Path) -> None:
+def test_a_batch_and_a_grid(watched: Callable[..., tuple[Outcome, str]], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle\na blue star\n")
     small = ("-m", "demo", "--steps", "1", "--size", "64x64", "-s", "1", "--show")
-    done = on_a_terminal(command("batch", "prompts.txt", *small), tmp_path, env={"TERM_PROGRAM": "iTerm.app"})
-    assert done.code == 0 and done.seen.count(b"\x1b]1337;File=") == 2 and len(done.out.splitlines()) == 2
-    done = on_a_terminal(
-        command("grid", "a star", "--x", "steps=1,2", *small), tmp_path, env={"TERM_PROGRAM": "iTerm.app"}
-    )
+    done, seen = watched("batch", "prompts.txt", *small, TERM_PROGRAM="iTerm.app")
+    assert done.code == 0 and seen.count("\x1b]1337;File=") == 2 and len(done.lines) == 2
+    done, seen = watched("grid", "a star", "--x", "steps=1,2", *small, TERM_PROGRAM="iTerm.app")
     sheet = next((tmp_path / "sdcli-batch").glob("grid-*.png"))
-    assert done.code == 0 and np.array_equal(iterm2(done.seen.decode()), pixels(sheet))
+    assert done.code == 0 and np.array_equal(iterm2(seen), pixels(sheet))
+
+
+@pytest.mark.parametrize("run", ["generate", "batch", "grid"])
+def test_graphics_of_nothing(sdcli: Sdcli, run: str) -> None:
+    Path("x.txt").write_text("a star\n")
+    argv = (run, *{"batch": ["x.txt"], "grid": ["a star", "--x", "steps=1,2"]}.get(run, ["a star"]), "-m", "demo")
+    done = sdcli(*argv, "--graphics", "sixel")
+    assert done.code == 2 and "--graphics is for" in done.stderr and "--show" in done.stderr
+    done = sdcli(*argv, "--graphics", "sixels", "--show", "--dry-run")
+    assert done.code == 2 and "did you mean sixel" in done.stderr
+    assert sdcli(*argv, "--graphics", "sixel", "--show", "--dry-run").code == 0
 
 
 # Previews
@@ -401,25 +514,50 @@ def test_the_linear_map(demo: library.Pipeline, tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(np.asarray(decoded), np.asarray(made.image))
 
 
-def test_previews_are_left_out_where_they_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes a second, a preview half of one."""
+def test_a_preview_leaves_finished_pictures() -> None:
+    """kitty keeps a picture by its number: those of previews are taken away, those that were put are not."""
+    written = io.StringIO()
+    terminal = seeing.Terminal(written, "kitty")
+    image = Image.new("RGB", (16, 16), RED)
+    for _ in range(2):
+        terminal.over(image, "forming")
+        terminal.over(image, "forming")
+        terminal.put(image)
+    sent = re.findall(r"a=p,i=(\d+)", written.getvalue())
+    taken = re.findall(r"a=d,I=(\d+)", written.getvalue())
+    assert len(sent) == 6 and taken == [sent[0], sent[1], sent[3], sent[4]]
+
+
+@pytest.mark.parametrize(
+    ("step", "cost", "steps", "first", "count"),
+    [
+        (0.02, 0.003, 25, 17, (2, 2)), (0.02, 0.01, 25, 17, (1, 1)), (0.02, 0.01, 50, 17, (1, 1)),
+        (0.5, 0.01, 30, 1, (20, 25)), (5.0, 0.02, 20, 1, (20, 20)), (1.0, 0.5, 100, 1, (3, 3)),
+    ],
+)  # fmt: skip
+def test_a_preview_is_paid_for_before_it_is_shown(
+    demo: library.Pipeline, monkeypatch: pytest.MonkeyPatch, step: float, cost: float, steps: int, first: int,
+    count: tuple[int, int],
+) -> None:  # fmt: skip
+    """Steps and previews take so many seconds; previews have 1.5 % of the time."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(time, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(screen, "preview", None)
     shown: list[str] = []
 
     class Slow:
         def over(self, image: Any, line: str) -> None:
             shown.append(line)
-            clock[0] += 0.5
+            clock[0] += cost
 
-    forming: Any = object.__new__(seeing._Forming)
-    forming._terminal, forming._linear, forming._label = Slow(), previewing.Linear([[1, 1, 1], [0, 0, 0]]), "a star"
-    forming._began, forming._began_own, forming._spent = 0.0, 0.0, 0.0
-    import torch
-
-    for number in range(1, 101):
-        clock[0] += 1
-        forming(Step(number=number, of=100, timestep=1.0, latents=torch.zeros(1, 1, 2, 2)))
-    assert shown[0] == "1/100, 1.00 s/step  a star" and 3 <= len(shown) <= 5
-    assert 0.5 * len(shown) / clock[0] < 0.03
+    terminal: Any = Slow()
+    request = library.GenerationRequest(prompt="a star")
+    forming = seeing.Previewing(terminal, 1).pack(demo, [Job(request=request, index=1)])
+    for number in range(1, steps + 1):
+        clock[0] += step
+        forming(Step(number=number, of=steps, timestep=1.0, latents=torch.zeros(1, 4, 2, 2)))
+    assert shown[0] == f"{first}/{steps}, {step:.2f} s/step  a star"
+    assert count[0] <= len(shown) <= count[1]
+    # The first one may cost more than was thought.
+    assert cost * (len(shown) - 1) / clock[0] <= 0.015 and cost * len(shown) / clock[0] <= 0.021

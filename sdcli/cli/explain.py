@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,7 +76,7 @@ def explain(
     request = _request(drawing.argument(prompt), merged, model)
     path = _page(page, request)
     if assets is not None:
-        _check(Path(assets) / "explain.json")
+        _before(Path(assets))
     shown = pictures.open_picture(image) if image is not None else None
     pages.environment()
     charts.require()
@@ -135,18 +137,30 @@ def _page(asked: str | None, request: GenerationRequest) -> Path:
         path = Path(asked)
     else:
         raise UsageError(f"{asked!r} is neither a folder nor a page (.html)", "add / for a folder, or .html")
-    _check(path)
+    output.check_folder(path.parent)
     return path
 
 
-def _check(path: Path) -> None:
-    """Refuse a path that can't be written, before anything is loaded."""
-    if path.is_dir():
-        raise CannotCreateOutput(f"{path} is a folder", f"write {path}/ for a page inside it")
-    output.check_folder(path.absolute().parent, "choose another output")
+def _before(folder: Path) -> list[Path]:
+    """Return the files that a run before left in a folder; CannotCreateOutput for one that has something else in it."""
+    output.check_folder(folder, "choose another place")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return []
+    told = None
+    with suppress(OSError, ValueError, RecursionError):
+        told = json.loads((folder / explaining.NUMBERS).read_bytes())
+    if not isinstance(told, dict) or not {"schema", "record"} <= told.keys():
+        raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --assets, or one of a run before")
+    files = told.get("files")
+    names = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
+    return [folder / name for name in names if explaining.PICTURE.fullmatch(name)]
 
 
 def _write(folder: Path, made: Explained) -> None:
-    """Write the pictures and the numbers; those of a run before with the same names give way."""
+    """Write the pictures, and last the numbers, which name them; those of a run before give way."""
+    for path in _before(folder):
+        # A folder that nothing can be removed from is refused by what is written next.
+        with suppress(OSError):
+            path.unlink()
     for name, data in made.files.items():
         output.write(folder / name, data, overwrite=True)

@@ -74,6 +74,7 @@ def generate(
     typed: dict[str, Any],
 ) -> None:
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
+    way = seeing.protocol(graphics, preview=preview, show=show)
     asked = prompts or []
     if vary is not None:
         if picture is not None:
@@ -128,7 +129,7 @@ def generate(
             drawing.show_plan(event, results)
         return
     results.to_stdout = where.kind == "stdout"
-    terminal = seeing.terminal(graphics, wanted=preview or show)
+    terminal = seeing.terminal(way, wanted=preview or show)
     loaded = Loading(model, spec, plan)()
     watches: list[Watch] = []
     if kept is not None:

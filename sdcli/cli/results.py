@@ -31,11 +31,15 @@ class Results:
 
     def line(self, text: str) -> None:
         """Print one result."""
+        # Paths are bytes to the system: what is no UTF-8 goes out as it came in.
+        self.data(text.encode("utf-8", "surrogateescape") + (b"\0" if self.print0 else b"\n"))
+
+    def data(self, data: bytes) -> None:
+        """Write a result as it is."""
         if sys.stdout is None:
             raise CannotCreateOutput("stdout is closed", "redirect it, as in > /dev/null")
         try:
-            # Paths are bytes to the system: what is no UTF-8 goes out as it came in.
-            sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + (b"\0" if self.print0 else b"\n"))
+            sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         except BrokenPipeError:
             raise ClosedPipe from None

@@ -26,10 +26,15 @@ LOOKING = "What you see of it"
 Protocol = Literal["kitty", "iterm2", "sixel", "blocks"]
 # Columns that a picture has in a terminal, and one that is being drawn.
 COLUMNS, PREVIEW_COLUMNS = 60, 40
+# The columns and rows that kitty can count, which are enough for all.
+MOST_CELLS = 297
 # Pixels of a cell, across and down, as a VT340 had them.
 CELL = (10, 20)
-# The share of the time that may go into previews, which is kept by leaving some out.
-SHARE = 0.015
+# The share of the time that may go into previews, and the seconds that the first is taken to cost. What the steps' estimates
+# cost comes on top.
+SHARE, FIRST = 0.015, 0.005
+# Colours of a preview where each one costs.
+PREVIEW_COLOURS = 64
 INSTALL = "pip install 'sdcli[show]'"
 
 GRAPHICS = "kitty, iterm2, sixel, blocks; else it is asked."
@@ -68,18 +73,23 @@ SaveSteps = Annotated[
 ]
 
 
-def protocol(name: str | None) -> Protocol | None:
-    """Return a way of putting pictures into a terminal by its name. Raises UsageError."""
+def protocol(name: str | None, **wanted: bool) -> Protocol | None:
+    """Return a way of putting pictures into a terminal by its name. `wanted`: what it is for, if not for all.
+
+    Raises UsageError, also where nothing that it is for is wanted.
+    """
+    if name is not None and wanted and not any(wanted.values()):
+        options = [f"--{option}" for option in wanted]
+        raise UsageError(f"--graphics is for {' and '.join(options)}", f"add {' or '.join(options)}, or leave it out")
     if name is not None and name not in get_args(Protocol):
         known = get_args(Protocol)
         raise UsageError(f"unknown graphics {name!r}{nearest(name, known)}", f"there is {', '.join(known)}")
     return cast("Protocol | None", name)
 
 
-def terminal(graphics: str | None, *, wanted: bool) -> Terminal | None:
+def terminal(way: Protocol | None, *, wanted: bool) -> Terminal | None:
     """Return stderr as a terminal that pictures are put into, None where it is none, or all is quiet, or nothing is wanted."""
-    way = protocol(graphics)
-    return Terminal(sys.stderr, way) if wanted and screen.draws and _has_a_size(sys.stderr) else None
+    return Terminal(sys.stderr, way) if wanted and screen.draws else None
 
 
 def between(terminal: Terminal | None) -> Callable[[Any], None] | None:
@@ -98,15 +108,18 @@ class Terminal:
     """A terminal that takes pictures: by kitty's, iTerm2's or DEC's protocol (sixel), else as coloured half blocks.
 
     Which, textual-image finds out by asking the terminal, for two seconds at most, and only a terminal in whose foreground
-    this process is, at whose keyboard nothing has been typed ahead. iTerm2 says itself that it is one. Raises UsageError where
-    textual-image is not installed.
+    this process is, at whose keyboard nothing has been typed ahead. iTerm2 says itself that it is one. What is put there is
+    written to the stream, in silence where that fails, or by `write`. Raises UsageError where textual-image is not installed.
     """
 
-    def __init__(self, stream: TextIO, way: Protocol | None = None, *, asks: bool = True) -> None:
+    def __init__(
+        self, stream: TextIO, way: Protocol | None = None, *, write: Callable[[str], None] | None = None
+    ) -> None:
         self._stream = stream
+        self._write = write or self._write_quietly
         self._library = _library()
         self._true_colours = _true_colours()
-        with _standing_in(stream, asks=asks):
+        with _standing_in(stream, asks=True):
             self.way: Protocol = way or self._detected()
             # The others are told of cells, whose size is theirs to know.
             self._cell = self._library.cell() if self.way in ("sixel", "kitty") else CELL
@@ -117,13 +130,17 @@ class Terminal:
         """Put a picture (Pillow) there, with the cursor on the line under it."""
         self.clear()
         width, height = self._size()
-        across, down = self._cells(image, columns or min(COLUMNS, width), None if columns else max(1, height - 2))
+        across, down = self._cells(image, columns or min(COLUMNS, width), MOST_CELLS if columns else height - 2)
         self._write(self._text(image, across, down))
+        self._image = None  # It stays.
 
     def over(self, image: Any, line: str) -> None:
         """Put a picture and a line under it where the last ones were."""
         width, height = self._size()
-        across, down = self._cells(image, min(PREVIEW_COLUMNS, width), max(1, height - 3))
+        across, down = self._cells(image, min(PREVIEW_COLUMNS, width), height - 3)
+        if self.way in self._library.images:
+            # It is enlarged without in-betweens then, and written in less than half the time.
+            image = image.quantize(PREVIEW_COLOURS)
         before, self._image = self._image, None
         text = self._text(image, across, down)
         up = f"\r\x1b[{self._lines}A" if self._lines and self._lines == down else self._erased()
@@ -160,11 +177,12 @@ class Terminal:
                 return width, height
         return 80, 24
 
-    def _cells(self, image: Any, columns: int, rows: int | None) -> tuple[int, int]:
+    def _cells(self, image: Any, columns: int, rows: int) -> tuple[int, int]:
         """Return how many columns and rows a picture takes at most so many of, in its own shape."""
         wide, high = self._cell
+        rows = min(max(1, rows), MOST_CELLS)
         down = max(1, round(columns * wide * image.height / image.width / high))
-        if rows is not None and down > rows:
+        if down > rows:
             return max(1, min(columns, round(rows * high * image.width / image.height / wide))), rows
         return columns, down
 
@@ -198,7 +216,7 @@ class Terminal:
                 image.cleanup()
             self._write(written.getvalue())
 
-    def _write(self, text: str) -> None:
+    def _write_quietly(self, text: str) -> None:
         # Without a terminal there is nobody to be shown it.
         with suppress(OSError, ValueError):
             self._stream.write(text)
@@ -235,7 +253,7 @@ class Previewing:
 
 
 class _Forming:
-    """Hears the steps of a pack."""
+    """Hears the steps of a pack, and shows those that the time so far has paid for, at what the last one has cost."""
 
     hears = frozenset({"estimates"})
 
@@ -252,23 +270,28 @@ class _Forming:
             pipeline.forget(error)
         text = printable(" ".join(job.request.prompt.split()))
         self._label = f"{job.index}/{pictures} {text}" if pictures > 1 else text
-        # This thread's own time too: while others have the machine, the clock says nothing of what a step takes.
-        self._began, self._began_own, self._spent = time.monotonic(), time.thread_time(), 0.0
+        # On a CPU this thread's own time too: while others have that, the clock says nothing of what a step takes.
+        self._own = time.thread_time if pipeline.decision.device == "cpu" else time.monotonic
+        self._began, self._began_own = time.monotonic(), self._own()
+        self._spent, self._last = 0.0, FIRST
 
     def __call__(self, step: Step) -> None:
-        now = time.monotonic()
-        passed = min(now - self._began, time.thread_time() - self._began_own)
-        if self._linear is None or self._spent > SHARE * passed:
+        passed = min(time.monotonic() - self._began, self._own() - self._began_own)
+        if self._linear is None or self._spent + self._last > SHARE * passed:
             return
         shown = step.clean if step.clean is not None else step.latents
-        pace = (now - self._began - self._spent) / step.number
         try:
-            (image,) = self._linear.pictures(shown[:1])
+            # Where a GPU is still at the step, that ends here: it is no cost of looking on.
+            latents = shown[:1].cpu()
+            now = time.monotonic()
+            (image,) = self._linear.pictures(latents)
         except (RuntimeError, MemoryError):
             self._linear = None  # Looking on may not change how it is drawn.
             return
+        pace = (now - self._began - self._spent) / step.number
         self._terminal.over(image, f"{step.number}/{step.of}, {pace:.2f} s/step  {self._label}")
-        self._spent += time.monotonic() - now
+        self._last = time.monotonic() - now
+        self._spent += self._last
 
 
 def _true_colours() -> bool:
@@ -396,9 +419,3 @@ def _keyboard(stream: TextIO | None) -> Iterator[TextIO | None]:
             yield None if typed_ahead else keyboard
         finally:
             termios.tcsetattr(opened, termios.TCSANOW, before)
-
-
-def _has_a_size(stream: TextIO) -> bool:
-    with suppress(OSError, ValueError):
-        return all(os.get_terminal_size(stream.fileno()))
-    return False

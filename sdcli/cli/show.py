@@ -12,7 +12,8 @@ import typer
 from sdcli import pictures
 from sdcli.cli import seeing
 from sdcli.cli.main import app, closing, screen
-from sdcli.cli.seeing import GRAPHICS, Protocol, Terminal
+from sdcli.cli.results import Results
+from sdcli.cli.seeing import GRAPHICS, MOST_CELLS, Protocol, Terminal
 from sdcli.cli.shared import Quiet, Verbose
 from sdcli.errors import CannotCreateOutput, InputMissing, UsageError
 
@@ -34,7 +35,7 @@ Examples:
 def show(
     files: Annotated[list[str], typer.Argument(metavar="PICTURE...", help="Files; - reads a picture from stdin.")],
     width: Annotated[
-        int | None, typer.Option("--width", metavar="COLS", min=1, max=297, help="Columns across.")
+        int | None, typer.Option("--width", metavar="COLS", min=1, max=MOST_CELLS, help="Columns across.")
     ] = None,
     graphics: Annotated[
         str | None,
@@ -54,12 +55,24 @@ def show(
             "stdout is no terminal: there is nowhere to show a picture", "--graphics says what to write there"
         )
     paths = [_path(file) for file in files]
-    terminal = Terminal(sys.stdout, way)
+    terminal = Terminal(sys.stdout, way, write=_write)
     for name, path in zip(files, paths, strict=True):
         image = pictures.on_white(pictures.open_picture(path))
         if len(files) > 1:
             screen.say(name)
         terminal.put(image, columns=width)
+
+
+def _write(text: str) -> None:
+    encoding = sys.stdout.encoding
+    try:
+        data = text.encode(encoding, sys.stdout.errors or "strict")
+    except UnicodeEncodeError as error:
+        raise CannotCreateOutput(
+            f"stdout's encoding is {encoding}, which lacks {text[error.start]}",
+            "set PYTHONIOENCODING=utf-8, or take --graphics sixel or iterm2",
+        ) from None
+    Results().data(data)
 
 
 def _path(file: str) -> Path:

@@ -1,1 +1,1 @@
-"""Figures and pages out of what was drawn: a gallery over a folder of pictures."""
+"""Pages out of what was drawn: one picture explained, with figures, and a gallery over a folder of them."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import UsageError
-from sdcli.explain.pages import INSTALL
+from sdcli.explain.pages import INSTALL, plain
 from sdcli.explain.painting import uri
 
 # Texts, quieter lines, and the colours of what is shown: each readable on its page, and apart in greys.
@@ -18,15 +18,18 @@ _LIGHT = {"text": "#1c1d1f", "line": "#c9cbce", "first": "#1f5fbf", "second": "#
 _DARK = {"text": "#e8e8e6", "line": "#4a4e55", "first": "#8ab4f8", "second": "#ffb066", "back": "#1d1f22"}
 Colours = dict[str, str]
 SVG = "image/svg+xml"
+# In inches: a phone is nearly as wide.
+WIDTH = 5.0
 # Texts on cells that are dark and light on any page.
 _ON_DARK, _ON_LIGHT = "#fefefe", "#1b1c1e"
-# More names than these can't be read beside a chart.
-MOST_WORDS = 24
+# More names than these can't be read beside a chart, nor longer ones.
+MOST_WORDS, LONGEST = 24, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart: data: URIs of SVGs for light and dark pages, its size in points, what it shows in words, and what makes a PNG."""
+    """A chart: data: URIs of SVGs for light and dark pages, its size in a page's pixels, what it shows in words, and what makes
+    a PNG."""
 
     light: str
     dark: str
@@ -75,8 +78,8 @@ def chart(draw: Callable[[Any, Colours], None], size: tuple[float, float], alt: 
     for name, colour in _LIGHT.items():
         dark = dark.replace(colour.encode(), _DARK[name].encode())
     return Chart(
-        light=uri(light, SVG), dark=uri(dark, SVG), png=lambda: made("png"), width=round(size[0] * 72),
-        height=round(size[1] * 72), alt=alt,
+        light=uri(light, SVG), dark=uri(dark, SVG), png=lambda: made("png"), width=round(size[0] * 96),
+        height=round(size[1] * 96), alt=alt,
     )  # fmt: skip
 
 
@@ -107,20 +110,21 @@ def schedule(
         axes.set_xlabel("timestep, from noise to picture")
         axes.set_ylabel("share of the latent")
         axes.grid(color=colours["line"], linewidth=0.5)
-        axes.legend(frameon=False, labelcolor=colours["text"], loc="center right")
+        axes.legend(frameon=False, labelcolor=colours["text"], loc="center left")
 
-    return chart(draw, (7, 3), alt)
+    return chart(draw, (WIDTH, 2.8), alt)
 
 
 def similarity(words: Sequence[str], values: Any, alt: str) -> Chart:
-    """Chart the cosine between each two words: NumPy (words, words)."""
+    """Chart the cosine between each two words: NumPy (words, words). Long words are cut."""
     count = len(words)
-    side = min(7.0, 1.6 + 0.42 * count)
+    labels = [word if len(word) <= LONGEST else word[: LONGEST - 1] + "…" for word in map(plain, words)]
+    side = min(7.0, 1.1 + 0.33 * count)
 
     def draw(axes: Any, colours: Colours) -> None:
         axes.pcolormesh(values, cmap="RdBu_r", vmin=-1, vmax=1, edgecolors=colours["back"], linewidth=1)
-        axes.set_xticks([i + 0.5 for i in range(count)], labels=words, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks([i + 0.5 for i in range(count)], labels=words)
+        axes.set_xticks([i + 0.5 for i in range(count)], labels=labels, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks([i + 0.5 for i in range(count)], labels=labels)
         axes.invert_yaxis()
         axes.set_aspect("equal")
         axes.tick_params(length=0)
@@ -158,7 +162,7 @@ def line(values: Sequence[tuple[float, float]], marked: float | None, names: tup
         axes.set_ylabel(names[1])
         axes.grid(color=colours["line"], linewidth=0.5)
 
-    return chart(draw, (7, 2.4), alt)
+    return chart(draw, (WIDTH, 2.2), alt)
 
 
 def bars(names: Sequence[str], pairs: Sequence[tuple[float, float]], kinds: tuple[str, str], alt: str) -> Chart:
@@ -175,4 +179,4 @@ def bars(names: Sequence[str], pairs: Sequence[tuple[float, float]], kinds: tupl
         axes.set_axisbelow(True)
         axes.legend(frameon=False, labelcolor=colours["text"], loc="lower right")
 
-    return chart(draw, (7, 1.1 + 0.36 * len(names)), alt)
+    return chart(draw, (WIDTH, 0.9 + 0.34 * len(names)), alt)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sdcli import schedulers
+from sdcli import models, schedulers
 from sdcli.errors import UsageError
 from sdcli.models import Model
 from sdcli.pipeline.hearing import ESTIMATES, Step, split
@@ -53,7 +53,8 @@ class Moment:
     """A step as it was heard: the latents (channels, height / 8, width / 8) that it began with, the `noise` and the `clean`
     that they consist of by the network's guided word, and the numbers for which before = signal * clean + sigma * noise (None:
     not known of this scheduler). `prompted` and `unprompted` are the clean ones by the network's word with the prompt alone and
-    without it, None where it was asked once. All are torch tensors, fp32, on the CPU.
+    without it, None where it was asked once; `factor` is what the guided word is rescaled by (arXiv 2305.08891, section 3.4), 1
+    for not at all, and `guided` the clean ones that follow. All are torch tensors, fp32, on the CPU.
     """
 
     number: int
@@ -66,6 +67,8 @@ class Moment:
     signal: float | None = None
     prompted: Any = None
     unprompted: Any = None
+    guided: Any = None
+    factor: float = 1.0
 
     @property
     def unit(self) -> Any:
@@ -114,7 +117,7 @@ def observe(pipeline: Pipeline, request: GenerationRequest, told: Told) -> Obser
     wait = backend(pipeline.decision.device).synchronize
     attention = _Gathering(pipe.unet, (request.height // factor, request.width // factor), wait)
     clock = _Clock(wait, lambda: attention.seconds)
-    moments = _Moments(pipe, attention, told)
+    moments = _Moments(pipe, request, attention, told)
     with ExitStack() as entered:
         # The clock goes round the gathering, whose seconds it takes off.
         for part, network in _networks(pipe):
@@ -129,6 +132,14 @@ def observe(pipeline: Pipeline, request: GenerationRequest, told: Told) -> Obser
         blocks=tuple(clock.blocks()),
         parameters=sum(p.numel() for p in pipe.unet.parameters()),
     )
+
+
+def steps(pipeline: Pipeline, request: GenerationRequest) -> int:
+    """Return how many of a resolved request's steps are drawn: from a picture, only the last of them."""
+    many = request.num_inference_steps
+    if request.init_image is None or request.strength is None:
+        return many
+    return models.steps_of(many, request.strength, pipeline.family)
 
 
 def draw(pipeline: Pipeline, request: GenerationRequest, told: Told) -> Image:
@@ -147,8 +158,8 @@ class _Moments:
 
     hears = frozenset({ESTIMATES})
 
-    def __init__(self, pipe: Any, attention: _Gathering, told: Told) -> None:
-        self.pipe, self.attention, self.told = pipe, attention, told
+    def __init__(self, pipe: Any, request: GenerationRequest, attention: _Gathering, told: Told) -> None:
+        self.pipe, self.request, self.attention, self.told = pipe, request, attention, told
         self.found: list[Moment] = []
         self.output: Any = None
 
@@ -182,11 +193,18 @@ class _Moments:
         """Return a step with what the network said without the prompt and with it, which a pass asks in this order."""
         kind, channels = self.pipe.scheduler.config.get("prediction_type", "epsilon"), len(moment.before)
         assert moment.signal is not None and moment.sigma is not None
-        halves = [_kept(half[None, :channels]) for half in self.output]
-        found = [split(kind, moment.before, half, moment.signal, moment.sigma) for half in halves]
-        if found[0] is None or found[1] is None:
+        without, with_it = (_kept(half[None, :channels]) for half in self.output)
+        guided = without + self.request.guidance_scale * (with_it - without)
+        share = self.request.guidance_rescale
+        factor = 1 - share + share * float(with_it.std() / guided.std()) if share else 1.0
+        found = [
+            split(kind, moment.before, said, moment.signal, moment.sigma)
+            for said in (without, with_it, factor * guided)
+        ]
+        clean = [parts[1] for parts in found if parts is not None]
+        if len(clean) < 3:
             return moment
-        return replace(moment, unprompted=found[0][1], prompted=found[1][1])
+        return replace(moment, unprompted=clean[0], prompted=clean[1], guided=clean[2], factor=factor)
 
 
 def _kept(latents: Any) -> Any:
@@ -303,12 +321,12 @@ class Attention:
             made += interpolate(total[None, None], size[::-1], mode="bicubic", align_corners=False)[0, 0]
         return (made / max(layers, 1)).clamp(min=0).numpy()
 
-    def shares(self) -> Any:
-        """Return the share of all attention that each position got: NumPy (tokens,), which sum up to 1."""
+    def shares(self, last: int | None = None) -> Any:
+        """Return the share of all attention that each position got in steps [0, last): NumPy (tokens,), which sum up to 1."""
         import torch
 
-        found = [total.mean((1, 2)) for step in self.steps for total, _ in step.values()]
-        layers = sum(count for step in self.steps for _, count in step.values())
+        found = [total.mean((1, 2)) for step in self.steps[:last] for total, _ in step.values()]
+        layers = sum(count for step in self.steps[:last] for _, count in step.values())
         return (torch.stack(found).sum(0) / layers).numpy()
 
 
@@ -385,7 +403,7 @@ class _Clock:
             rest = max(0.0, whole["seconds"] - sum(block.seconds for block in made))
             parameters = _parameters(whole["module"]) - sum(block.parameters for block in made)
             yield Block(
-                part=part, name="the rest", kind="", parameters=parameters, seconds=rest, runs=whole["runs"],
+                part=part, name=f"rest of the {part}", kind="", parameters=parameters, seconds=rest, runs=whole["runs"],
                 shape=whole["shape"],
             )  # fmt: skip
 
@@ -459,10 +477,10 @@ def words(pipeline: Pipeline, request: GenerationRequest) -> Words:
 
     encoder = pipeline.encoder
     assert encoder is not None
-    how, steps = syntax.how(request, pipeline.family), request.num_inference_steps
-    text = syntax.texts(request.prompt, how.syntax, steps)[0]
+    how, many = syntax.how(request, pipeline.family), steps(pipeline, request)
+    text = syntax.texts(request.prompt, how.syntax, many)[0]
     read = encoder.reader.read(text, syntax=how.syntax, long=how.long)
-    encoded = encoder.encode(request.prompt, syntax=how.syntax, long=how.long, clip_skip=request.clip_skip, steps=steps)
+    encoded = encoder.encode(request.prompt, syntax=how.syntax, long=how.long, clip_skip=request.clip_skip, steps=many)
     long = encoder.reader.limit + 2
     chunks = tuple(
         tuple(Seen(text=t.text, id=t.id, weight=t.weight, position=c * long + 1 + i) for i, t in enumerate(chunk))
