@@ -132,7 +132,16 @@ def main() -> int:
                 watching.output.OutputPlan(output=f"{name}/", overwrite=True), pictures=1, json=False, print0=False,
                 stdout_is_tty=False,
             )  # fmt: skip
-            kept = watching.kept(animate, steps, where, clean=False, pictures=1, say=lambda text: None)
+            kept = watching.kept(
+                animate,
+                steps,
+                where,
+                clean=False,
+                pictures=1,
+                overwrite=False,
+                say=lambda text: None,
+                tell=lambda event: None,
+            )
             assert kept is not None
             return kept
 

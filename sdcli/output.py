@@ -38,6 +38,7 @@ ENDINGS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp", ".avif
 
 # Linux's and macOS's limit for one name in a path, less room for a suffix such as -12345.
 NAME_BYTES = 255 - 8
+ELSEWHERE = "choose another output with -o"
 
 
 # A bound that holds for a number and not for None stands inside the union.
@@ -363,7 +364,7 @@ def _check_exact(path: Path) -> None:
         raise CannotCreateOutput(f"{path} is there and is no file", "choose another output with -o")
 
 
-def check_folder(folder: Path, hint: str = "choose another output with -o") -> None:
+def check_folder(folder: Path, hint: str = ELSEWHERE) -> None:
     """Refuse a folder that is not there and cannot be made, or is there and cannot be written. CannotCreateOutput."""
     nearest_there = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path())
     if not os.path.isdir(nearest_there):
@@ -372,10 +373,18 @@ def check_folder(folder: Path, hint: str = "choose another output with -o") -> N
         raise CannotCreateOutput(f"the folder {nearest_there} cannot be written", hint)
 
 
+def is_empty(folder: Path, hint: str = ELSEWHERE) -> bool:
+    """Whether a folder has nothing in it, or is not there. CannotCreateOutput for one that can't be listed."""
+    try:
+        return not folder.is_dir() or not any(folder.iterdir())
+    except OSError as error:
+        raise CannotCreateOutput(f"the folder {folder} cannot be listed: {error.strerror}", hint) from error
+
+
 # Files
 
 
-def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
+def save(destination: Destination, data: bytes, naming: Naming, hint: str = ELSEWHERE) -> Path | None:
     """Write a picture's file to where it goes; return its path, None for stdout.
 
     Raises CannotCreateOutput and OutputFailed; and ClosedPipe.
@@ -383,7 +392,7 @@ def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
     if destination.kind == "stdout":
         _to_stdout(data)
         return None
-    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite)
+    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite, hint=hint)
 
 
 def path_of(destination: Destination, naming: Naming) -> str:
@@ -393,7 +402,7 @@ def path_of(destination: Destination, naming: Naming) -> str:
     return destination.text
 
 
-def write(path: Path, data: bytes, *, overwrite: bool) -> Path:
+def write(path: Path, data: bytes, *, overwrite: bool, hint: str = ELSEWHERE) -> Path:
     """Write a file whole or not at all, and return its path: `path`, or with -2, -3 ... if that name is taken.
 
     Missing folders are made. With `overwrite` the path is replaced, and stays as it was if that fails. A process that
@@ -417,7 +426,7 @@ def write(path: Path, data: bytes, *, overwrite: bool) -> Path:
                 temporary.unlink()
         sync(path.parent)
     except OSError as error:
-        raise _failure(error, path) from error
+        raise _failure(error, path, hint) from error
     except UnicodeEncodeError as error:
         raise CannotCreateOutput(f"this system's names cannot spell {path}", "set PYTHONUTF8=1") from error
     return path
@@ -518,10 +527,10 @@ def _to_stdout(data: bytes) -> None:
         raise _failure(error, Path("stdout")) from error
 
 
-def _failure(error: OSError, path: Path) -> SdcliError:
+def _failure(error: OSError, path: Path, hint: str = ELSEWHERE) -> SdcliError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputFailed(f"{path} was not written: {reason}", "free some space, or choose another output with -o")
+        return OutputFailed(f"{path} was not written: {reason}", f"free some space, or {hint}")
     if error.errno in _MIDWAY:
-        return OutputFailed(f"{path} was not written: {reason}", "choose another output with -o")
-    return CannotCreateOutput(f"{path} cannot be created: {reason}", "choose another output with -o")
+        return OutputFailed(f"{path} was not written: {reason}", hint)
+    return CannotCreateOutput(f"{path} cannot be created: {reason}", hint)

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sdcli as library
 from sdcli import schedulers
 from sdcli.pipeline import Step, Together
 from sdcli.pipeline import hearing as ears
 from sdcli.pipeline.hearing import Hearing, hearing
+from sdcli.request import Hires
 from sdcli.schedulers import SCHEDULERS, Scheduler
 from tests.families import saved
 
@@ -29,6 +32,7 @@ NO_SAMPLE = {
     "EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
     "DPMSolverSDEScheduler", "PNDMScheduler",
 }  # fmt: skip
+LONG = "a red circle, " * 30 + "a green star"
 LOG_SIGMA = np.log((1 / np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2) - 1) ** 0.5)
 
 
@@ -67,6 +71,7 @@ def heard(
 def test_the_clean_latent_is_recovered(entry: Scheduler) -> None:
     """The network is the ideal one, which knows the clean latent, and the noise's share by the timestep alone."""
     clean = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    scheduler = schedulers.build(entry, SD, seeds=[1])
     for kind in KINDS:
         if kind == "sample" and entry.class_name in NO_SAMPLE:
             continue
@@ -77,7 +82,7 @@ def test_the_clean_latent_is_recovered(entry: Scheduler) -> None:
             parts = {"epsilon": noise, "v_prediction": a**0.5 * noise - (1 - a) ** 0.5 * clean, "sample": clean}
             return parts[kind].float()
 
-        scheduler = schedulers.build(entry, SD | {"prediction_type": kind}, seeds=[1])
+        scheduler.register_to_config(prediction_type=kind)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torchsde")
             for last, out, t in heard(scheduler, clean.float(), output, max(6, entry.min_steps)):
@@ -141,7 +146,14 @@ def demo() -> Iterator[library.Pipeline]:
 def requests(scheduler: str | None, **more: Any) -> list[library.GenerationRequest]:
     return [
         library.GenerationRequest(
-            prompt=prompt, seed=seed, num_inference_steps=4, guidance_scale=5, scheduler=scheduler, **more
+            prompt=prompt,
+            seed=seed,
+            num_inference_steps=4,
+            guidance_scale=5,
+            scheduler=scheduler,
+            width=64,
+            height=64,
+            **more,
         )
         for prompt, seed in (("a red circle", 7), ("a blue star", 8))
     ]
@@ -161,7 +173,7 @@ def test_the_same_picture(demo: library.Pipeline, scheduler: str | None) -> None
     assert told == plain and len(calls) == 2 * alone
     assert [step.number for step in listener.steps] == [*range(1, listener.steps[0].of + 1)]
     for step in listener.steps:
-        assert step.before.shape == step.noise.shape == step.clean.shape == step.latents.shape == (2, 4, 16, 16)
+        assert step.before.shape == step.noise.shape == step.clean.shape == step.latents.shape == (2, 4, 8, 8)
         assert torch.allclose(
             step.signal * step.clean + step.sigma * step.noise, step.before, atol=1e-4 * step.sigma + 1e-5
         )
@@ -188,6 +200,44 @@ def test_nothing_is_touched_for_others(demo: library.Pipeline, monkeypatch: pyte
     assert len([*demo.generate(requests(None), listener=plain)]) == 2
     assert steps and seen and not any(seen)
     assert {(s.before, s.noise, s.clean, s.sigma, s.signal) for s in steps} == {(None,) * 5}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "same", "used", "chunks"),
+    [
+        (f"a [star:{LONG}:8]", {"strength": 0.5}, "a star", 2, 1),
+        ("a [blue red:red:0.15] star", {"strength": 0.5}, "a red star", 3, 1),
+        (f"a [star:{LONG}:8]", {}, None, 2, 2), (f"a [star:{LONG}:4]", {"hires": Hires(factor=1.5, strength=0.5)}, None, 2, 2),
+        (f"a [star:{LONG}:4]", {"strength": 0.3, "hires": Hires(factor=1.5, strength=0.5)}, None, 2, 2),
+    ],
+)  # fmt: skip
+def test_the_record_tells_of_the_words_that_were_read(
+    demo: library.Pipeline, tmp_path: Path, prompt: str, more: dict[str, Any], same: str | None, used: int, chunks: int
+) -> None:
+    """From a picture few steps are drawn, and words that would come after them are not read."""
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "start.png")
+    if "strength" in more:
+        more = {"init_image": str(tmp_path / "start.png"), **more}
+    asked = library.GenerationRequest(prompt=prompt, seed=1, num_inference_steps=10, width=64, height=64, **more)
+    (one,) = demo.generate([asked])
+    assert (one.record.tokens.used, one.record.tokens.chunks) == (used, chunks)
+    if same is not None:
+        (other,) = demo.generate([msgspec.structs.replace(asked, prompt=same)])
+        assert other.record.pixels.sha256 == one.record.pixels.sha256
+        assert other.record.tokens == one.record.tokens
+
+
+def test_packs_are_of_prompts_that_are_read_in_as_many_chunks(demo: library.Pipeline, tmp_path: Path) -> None:
+    """Of what would come after the steps that are drawn, a picture does not depend, nor on its neighbours."""
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "start.png")
+    both = [
+        library.GenerationRequest(
+            prompt=prompt, seed=1, num_inference_steps=10, width=64, height=64, init_image=str(tmp_path / "start.png"), strength=0.5
+        )
+        for prompt in (f"a [star:{LONG}:8]", LONG)
+    ]  # fmt: skip
+    alone = [picture.record.pixels.sha256 for one in both for picture in demo.generate([one], batch_size=2)]
+    assert [picture.record.pixels.sha256 for picture in demo.generate(both, batch_size=2)][0] == alone[0]
 
 
 def test_it_is_let_go_when_a_pass_fails(demo: library.Pipeline) -> None:

@@ -15,7 +15,7 @@ from sdcli.cli.seeing import Animate, AnimateClean, Graphics, Preview, SaveSteps
 from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose, prompt_of_stdin
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
-from sdcli.errors import BadInput, InputMissing, UsageError
+from sdcli.errors import BadInput, UsageError
 from sdcli.jobs import again, jobs, plans, watching
 from sdcli.jobs.jobs import Asked, Job, Seeds, fitted
 from sdcli.jobs.runner import How, Runner, Tally
@@ -85,7 +85,7 @@ def generate(
     if not asked and picture is None:
         raise UsageError("there is no PROMPT", "say what to draw, or --from PICTURE")
     typed = drawing.spooled(typed, [*asked, picture])
-    found = _look(picture) if picture is not None else None
+    found = drawing.look(picture) if picture is not None else None
     if vary is not None and found is not None:
         _check_varied(found)
         typed = {"variation": VARIED} | typed
@@ -115,7 +115,10 @@ def generate(
         )
     if animate_clean and animate is None:
         raise UsageError("--animate-clean is for --animate", "add --animate FILE.gif, or leave it out")
-    kept = watching.kept(animate, save_steps, where, clean=animate_clean, pictures=len(made), say=screen.say)
+    kept = watching.kept(
+        animate, save_steps, where, clean=animate_clean, pictures=len(made), overwrite=files.overwrite, say=screen.say,
+        tell=results.event,
+    )  # fmt: skip
     if dry_run:
         seeded = merged.values.get("seed") not in (None, -1)
         identity = pipeline.identity(model) if model.is_here else None
@@ -136,7 +139,7 @@ def generate(
         kept.check(loaded)
         watches.append(kept)
     if preview and terminal is not None:
-        watches += seeing.previews(terminal, loaded, len(made))
+        watches.append(seeing.Previewing(terminal, len(made)))
     if not model.is_here:
         # What its family wants is known only now.
         model = loaded.model
@@ -203,12 +206,3 @@ def _check_varied(found: Found) -> None:
         raise BadInput(f"{found.path} does not say its seed", "only the start of a picture that does can be varied")
     if found.request.get("variation"):
         screen.warn(f"{found.path} is a variation itself: what is varied is the picture that it came from")
-
-
-def _look(picture: str) -> Found:
-    if picture == "-" and sys.stdin is None:
-        raise InputMissing("stdin is closed", "give the picture's path to --from")
-    found = again.look(picture, sys.stdin.buffer if picture == "-" else None)
-    if found is None:
-        raise BadInput(f"{picture} is the sheet of a grid", "give one of its cells' pictures to --from")
-    return found

@@ -5,19 +5,24 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from sdcli import output
 from sdcli.errors import CannotCreateOutput, UsageError
 from sdcli.jobs.jobs import Job
 from sdcli.output import Destination
+from sdcli.pipeline import Step
+from sdcli.record import SCHEMA
 
 if TYPE_CHECKING:
-    from sdcli.pipeline import Listener, Pipeline, Step
+    from sdcli.pipeline import Listener, Pipeline
     from sdcli.record import GeneratedImage
 
 # An animation's endings, and what Pillow calls their formats and is to be told.
@@ -30,6 +35,12 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 MOVING, FASTEST, SLOWEST, HELD = 3000, 40, 200, 2000
 # Of a run of more steps, as many frames are taken, evenly.
 MOST_FRAMES = 60
+ELSEWHERE = "choose another place"
+# The file of the steps' numbers, and what those of their pictures are called.
+NUMBERS = "steps.jsonl"
+PICTURE = re.compile(r"step-([0-9]+-)?[0-9]+(-clean)?\.png")
+# What a step has a tensor of.
+TENSORS = ("before", "noise", "clean", "latents")
 
 
 class Watch(Protocol):
@@ -45,20 +56,10 @@ class Watch(Protocol):
         """Do what is to be done once the pack's pictures are there. Raises what writing a file raises."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moment:
-    """One step of one picture: `Step`'s, of the picture alone (1, channels, height / 8, width / 8), in main memory."""
+class Moment(Step, frozen=True, kw_only=True):
+    """One step of one picture: its tensors are of the picture alone (1, channels, height / 8, width / 8), in main memory."""
 
-    number: int
-    of: int
     part: int
-    timestep: float
-    latents: Any
-    before: Any
-    noise: Any
-    clean: Any
-    sigma: float | None
-    signal: float | None
 
     @property
     def shown(self) -> Any:
@@ -78,8 +79,6 @@ class Recorder:
         self._taken = 0
 
     def __call__(self, step: Step) -> None:
-        import dataclasses
-
         if self._steps and step.number <= self._steps[-1][1].number:
             part, last = self._steps[-1]
             if self._taken or step.latents.shape[-1] <= last.latents.shape[-1]:
@@ -88,28 +87,21 @@ class Recorder:
             part += 1
         else:
             part = self._steps[-1][0] if self._steps else 1
-        names = ("latents", "before", "noise", "clean")
-        held = {name: t.detach().to("cpu", copy=True) for name in names if (t := getattr(step, name)) is not None}
-        self._steps.append((part, dataclasses.replace(step, **held)))
+        held = {name: t.detach().to("cpu", copy=True) for name in TENSORS if (t := getattr(step, name)) is not None}
+        self._steps.append((part, msgspec.structs.replace(step, **held)))
 
     def taken(self) -> list[Moment]:
         """Return the steps of the next picture."""
         at, found = self._taken, []
         self._taken += 1
         for part, step in self._steps:
-            rows: dict[str, Any] = {
-                name: None if (t := getattr(step, name)) is None else t[at : at + 1]
-                for name in ("latents", "before", "noise", "clean")
-            }
-            told: dict[str, Any] = {
-                name: getattr(step, name) for name in ("number", "of", "timestep", "sigma", "signal")
-            }
-            found.append(Moment(part=part, **told, **rows))
+            told = msgspec.structs.asdict(step)
+            own = {name: told[name][at : at + 1] for name in TENSORS if told[name] is not None}
+            found.append(Moment(part=part, **(told | own)))
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A picture that was drawn, and its steps."""
 
     job: Job
@@ -118,13 +110,15 @@ class Run:
 
 
 Keeper = Callable[["Pipeline", Run], None]
+# Hears what was written, of which picture, and where.
+Tell = Callable[[str, Run, str], None]
 
 
 class Keeping:
     """Writes what is wanted of each picture's steps. Steps are only held while a pack is drawn; all else comes after."""
 
-    def __init__(self, *keepers: Keeper) -> None:
-        self._keepers = keepers
+    def __init__(self, *keepers: Keeper, say: Callable[[str], None]) -> None:
+        self._keepers, self._say = keepers, say
         self._recorder = Recorder()
         self._pipeline: Pipeline | None = None
         self._runs: list[Run] = []
@@ -146,6 +140,8 @@ class Keeping:
         assert self._pipeline is not None
         while self._runs:
             run = self._runs.pop(0)
+            if not run.moments:
+                self._say("no step was drawn: there is nothing but the picture")
             for keep in self._keepers:
                 keep(self._pipeline, run)
 
@@ -157,25 +153,44 @@ def kept(
     *,
     clean: bool,
     pictures: int,
+    overwrite: bool,
     say: Callable[[str], None],
+    tell: Callable[[dict[str, Any]], None],
 ) -> Keeping | None:
     """Return what keeps the steps of so many pictures, which go to `where`; None where nothing is kept.
 
-    Raises UsageError and CannotCreateOutput for paths that can't be written or are taken.
+    `tell` hears an event of each file or folder that is written. Raises UsageError and CannotCreateOutput for paths that
+    can't be written or are taken.
     """
+
+    def told(event: str, run: Run, path: str) -> None:
+        say(f"{event}: {path}")
+        tell({"schema": SCHEMA, "event": event, "id": run.image.record.id, "path": path})
+
     keepers: list[Keeper] = []
     if animate is not None:
-        to = animation(animate, pictures=pictures, overwrite=where.overwrite)
-        if where.kind == "exact" and os.path.realpath(where.text) == os.path.realpath(to.text):
-            raise UsageError(f"{animate} is where the picture goes", "give --animate another path")
-        if where.kind == "template" and where.text.replace("{format}", where.format) == to.text:
-            raise UsageError(f"{animate} is where the pictures go", "give --animate another name")
-        keepers.append(Animation(to, clean=clean, say=say))
+        to = animation(animate, pictures=pictures, overwrite=overwrite)
+        if _meet(where, to):
+            raise UsageError(
+                f"{animate} may be where a picture goes", "give --animate another folder, or end it in .gif or .apng"
+            )
+        keepers.append(Animation(to, clean=clean, tell=told))
     if save_steps is not None:
-        # What a whole path says for a picture, it says for its steps not: they are many files.
-        folder = steps_folder(save_steps, overwrite=where.overwrite and where.kind != "exact")
-        keepers.append(Steps(folder, several=pictures > 1, say=say))
-    return Keeping(*keepers) if keepers else None
+        folder = steps_folder(save_steps, overwrite=overwrite)
+        keepers.append(Steps(folder, several=pictures > 1, overwrite=overwrite, tell=told))
+    return Keeping(*keepers, say=say) if keepers else None
+
+
+def _meet(where: Destination, to: Destination) -> bool:
+    """Whether an animation would get its picture's path, or may replace some picture's.
+
+    Of two that do not both overwrite, the later one gets another name.
+    """
+    folders = {os.path.realpath(output.folder_of(place)[0]) for place in (where, to)}
+    if where.kind == "stdout" or where.format != to.format or len(folders) > 1:
+        return False
+    replaces = where.overwrite and to.overwrite and "template" in (where.kind, to.kind)
+    return replaces or os.path.basename(where.text).replace("{format}", where.format) == os.path.basename(to.text)
 
 
 # Animations
@@ -196,8 +211,9 @@ def animation(path: str, *, pictures: int, overwrite: bool) -> Destination:
         )
     if os.path.isdir(path):
         raise CannotCreateOutput(f"{path} is a folder", "name a file")
-    output.check_folder(Path(path).parent, "choose another place")
-    return Destination(kind="exact", text=path, format=ending[1:], overwrite=True)
+    output.check_folder(Path(path).parent, ELSEWHERE)
+    # What is there is replaced, as a picture's path is; what comes there meanwhile is a picture of this run.
+    return Destination(kind="exact", text=path, format=ending[1:], overwrite=os.path.lexists(path))
 
 
 class Animation:
@@ -206,16 +222,20 @@ class Animation:
     `clean`: beside it the clean picture that each step predicted. Frames are decoded by the model's own autoencoder.
     """
 
-    def __init__(self, where: Destination, *, clean: bool, say: Callable[[str], None]) -> None:
-        self._where, self._clean, self._say = where, clean, say
+    def __init__(self, where: Destination, *, clean: bool, tell: Tell) -> None:
+        self._where, self._clean, self._tell = where, clean, tell
+        self._written: set[Path] = set()
 
     def __call__(self, pipeline: Pipeline, run: Run) -> None:
         every = max(1, -(-len(run.moments) // MOST_FRAMES))
         data = animated(
             frames(pipeline, run.moments[::every], run.image.image, clean=self._clean), f".{self._where.format}"
         )
-        path = output.save(self._where, data, _naming(run))
-        self._say(f"animation: {path}")
+        path = Path(output.path_of(self._where, _naming(run)))
+        # What is overwritten was there before the run.
+        path = output.write(path, data, overwrite=self._where.overwrite and path not in self._written, hint=ELSEWHERE)
+        self._written.add(path)
+        self._tell("animation", run, str(path))
 
 
 def frames(pipeline: Pipeline, moments: Sequence[Moment], picture: Any, *, clean: bool) -> list[Any]:
@@ -255,9 +275,14 @@ def animated(pictures: Sequence[Any], ending: str) -> bytes:
 def steps_folder(path: str, *, overwrite: bool) -> Path:
     """Return the folder that steps go to; CannotCreateOutput for one that has something in it, unless `overwrite`."""
     folder = Path(path)
-    output.check_folder(folder, "choose another place")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --save-steps, or --overwrite")
+    output.check_folder(folder, ELSEWHERE)
+    try:
+        if not overwrite and folder.is_dir() and any(folder.iterdir()):
+            raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --save-steps, or --overwrite")
+    except OSError as error:
+        raise CannotCreateOutput(
+            f"the folder {folder} cannot be listed: {error.strerror}", "give another folder to --save-steps"
+        ) from error
     return folder
 
 
@@ -267,8 +292,9 @@ class Steps:
     One picture's steps go into the folder, those of several into folders of their own in it.
     """
 
-    def __init__(self, folder: Path, *, several: bool, say: Callable[[str], None]) -> None:
-        self._folder, self._several, self._say = folder, several, say
+    def __init__(self, folder: Path, *, several: bool, overwrite: bool, tell: Tell) -> None:
+        self._folder, self._several, self._overwrite, self._tell = folder, several, overwrite, tell
+        self._before = dict(_of_a_run_before(folder)) if overwrite else {}
 
     def __call__(self, pipeline: Pipeline, run: Run) -> None:
         record, folder = run.image.record, self._folder
@@ -280,23 +306,39 @@ class Steps:
             second = f"{moment.part}-" if moment.part > 1 else ""
             name = f"step-{second}{moment.number:0{width}}"
             files = {f"{name}.png": now} | ({f"{name}-clean.png": at_end} if moment.clean is not None else {})
+            written = []
             for file, picture in files.items():
                 data = io.BytesIO()
                 picture.save(data, "PNG")
-                output.write(folder / file, data.getvalue(), overwrite=True)
-            lines.append(json.dumps(_numbers(moment) | {"pictures": list(files)}, allow_nan=False) + "\n")
+                path = output.write(folder / file, data.getvalue(), overwrite=self._overwrite, hint=ELSEWHERE)
+                written.append(path.name)
+            lines.append(json.dumps(_numbers(moment) | {"pictures": written}, allow_nan=False) + "\n")
         # Last: where it is, all that it names is.
-        output.write(folder / "steps.jsonl", "".join(lines).encode(), overwrite=True)
-        self._say(f"steps: {folder}{os.sep}")
+        output.write(folder / NUMBERS, "".join(lines).encode(), overwrite=self._overwrite, hint=ELSEWHERE)
+        for path, changed in self._before.items():
+            with suppress(OSError):
+                if path.stat().st_mtime_ns == changed:
+                    path.unlink()
+        self._tell("steps", run, f"{folder}{os.sep}")
+
+
+def _of_a_run_before(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the pictures that the numbers of a run before name, and when each was changed."""
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        for line in (folder / NUMBERS).read_bytes().splitlines():
+            for name in json.loads(line)["pictures"]:
+                if PICTURE.fullmatch(name):
+                    with suppress(OSError):
+                        yield folder / name, (folder / name).stat().st_mtime_ns
 
 
 def _numbers(moment: Moment) -> dict[str, Any]:
     """Return a step's numbers, for JSON."""
     found: dict[str, Any] = {
-        "schema": 1, "step": moment.number, "of": moment.of, "part": moment.part, "timestep": moment.timestep,
+        "schema": SCHEMA, "step": moment.number, "of": moment.of, "part": moment.part, "timestep": moment.timestep,
         "sigma": moment.sigma, "signal": moment.signal,
     }  # fmt: skip
-    for name in ("before", "noise", "clean", "latents"):
+    for name in TENSORS:
         values = getattr(moment, name)
         found[name] = None if values is None else _spread(values.double())
     return found

@@ -23,7 +23,7 @@ from sdcli.pipeline.encoding import Encoder
 from sdcli.pipeline.hearing import Listener
 from sdcli.pipeline.machine import backend, out_of_memory, quiet, versions
 from sdcli.pipeline.passes import way
-from sdcli.pipeline.requests import LARGEST_PACK, check_prompt, pinned, resolve, seed_of, seeded, shape
+from sdcli.pipeline.requests import LARGEST_PACK, check_prompt, drawn, pinned, resolve, seed_of, seeded, shape
 from sdcli.prompts import syntax, tokens
 from sdcli.record import (
     GeneratedImage,
@@ -48,10 +48,10 @@ class _Made:
     plan: PlanRecord
 
 
-def _read(text: str, reader: tokens.Reader, how: syntax.How, steps: int) -> TokenRecord:
-    """Return how a prompt is read; of one whose words change, as in its first step."""
-    read = reader.read(syntax.texts(text, how.syntax, steps)[0], syntax=how.syntax, long=how.long)
-    chunks = tokens.chunk_count(text, reader, how.syntax, steps, how.long)
+def _read(text: str, reader: tokens.Reader, how: syntax.How, passes: Sequence[int]) -> TokenRecord:
+    """Return how a prompt is read; of one whose words change, as in the first step that is drawn."""
+    read = reader.read(syntax.texts(text, how.syntax, passes[0])[0], syntax=how.syntax, long=how.long)
+    chunks = max(tokens.chunk_count(text, reader, how.syntax, steps, how.long) for steps in passes)
     return TokenRecord(used=read.used, chunks=chunks, cut=read.cut)
 
 
@@ -325,14 +325,14 @@ class Pipeline:
 
     def _count(self, request: GenerationRequest) -> tuple[TokenRecord, TokenRecord]:
         """Return how much of the prompt and the negative prompt is read, by the tokenizer that reads most of it."""
-        how, steps = syntax.how(request, self.family), request.num_inference_steps
+        how, passes = syntax.how(request, self.family), drawn(request, self.family)
         both = request.prompt, request.negative_prompt
         if self.encoder is None:
             there = ((getattr(self.pipe, name, None), most) for name, most in self.family.readers)
             tokenizer, most = next((one, most) for one, most in there if one is not None)
             found = [tokens.count(text, tokenizer, most) for text in both]
         else:
-            found = [_read(text, self.encoder.reader, how, steps) for text in both]
+            found = [_read(text, self.encoder.reader, how, passes) for text in both]
         chunks = max(one.chunks for one in found)
         prompt, negative = (msgspec.structs.replace(one, chunks=chunks, syntax=how.syntax) for one in found)
         return prompt, negative

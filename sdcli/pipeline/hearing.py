@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
+
+import msgspec
 
 # What a listener's `hears` may name.
 ESTIMATES = "estimates"
@@ -33,8 +34,7 @@ BY_SIGMA = {
 BY_FLOW = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """What a listener hears after each step: its number from 1, of how many, the timestep, and the latents
     (pack, channels, height / 8, width / 8; as the family packs them) as they are then.
 
@@ -70,8 +70,7 @@ class Together:
             listener(step)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a scheduler's `step`, taken apart: what `Step` has besides."""
 
     before: Any
@@ -90,7 +89,7 @@ class Hearing:
     def step(self, *, number: int, of: int, timestep: float, latents: Any) -> Step:
         """Return what a listener hears of the step that has just been made."""
         last, self.last = self.last, None
-        more = {} if last is None else vars(last)
+        more = {} if last is None else msgspec.structs.asdict(last)
         return Step(number=number, of=of, timestep=timestep, latents=latents, **more)
 
 
@@ -136,7 +135,8 @@ def parts(scheduler: Any, output: Any, timestep: Any, sample: Any) -> Heard | No
     x, given = sample.float(), output.float()
     if given.shape[1] == 2 * x.shape[1]:
         given = given[:, : x.shape[1]]  # The other half is the variance (arXiv 2102.09672).
-    kind = scheduler.config.get("prediction_type", "flow_prediction" if _flows(scheduler) else "epsilon")
+    flows = type(scheduler).__name__ in BY_FLOW
+    kind = scheduler.config.get("prediction_type", "flow_prediction" if flows else "epsilon")
     found = split(kind, x, given, signal, sigma)
     return None if found is None else Heard(before=sample, noise=found[0], clean=found[1], sigma=sigma, signal=signal)
 
@@ -177,7 +177,3 @@ def coefficients(scheduler: Any, timestep: Any) -> tuple[float, float] | None:
         signal, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         return float(signal), float(sigma)
     return 1 - float(sigma), float(sigma)
-
-
-def _flows(scheduler: Any) -> bool:
-    return type(scheduler).__name__ in BY_FLOW

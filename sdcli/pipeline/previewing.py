@@ -110,9 +110,6 @@ def _decoded(pipeline: Pipeline, latents: Any) -> Iterator[Any]:
     finally:
         if wide:
             vae.to(dtype=dtype)
-        if pipeline.offload != "none":
-            # Encoding brought the autoencoder onto the device, where the networks want its room.
-            pipeline.pipe.maybe_free_model_hooks()
         pipeline.way.decoding = before  # That is of the pictures that are drawn.
 
 
@@ -163,6 +160,9 @@ def _fitted(pipeline: Pipeline) -> Linear:
     finally:
         if wide:
             vae.to(dtype=dtype)
+        if pipeline.offload != "none":
+            # Encoding brought the autoencoder onto the device, where the networks want its room.
+            pipeline.pipe.maybe_free_model_hooks()
     latents = (own - shift) * factor
     colours = functional.adaptive_avg_pool2d(pictures, latents.shape[-2:])
     if not torch.isfinite(latents).all():

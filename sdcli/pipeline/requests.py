@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sdcli import models, schedulers
-from sdcli.models import Model
+from sdcli.models import Family, Model
 from sdcli.models.hub import Say
 from sdcli.prompts import syntax
 from sdcli.record import ModelRecord
@@ -145,16 +145,27 @@ def check_prompt(request: GenerationRequest, model: Model) -> None:
     syntax.check(request, model, _added(request, model))
 
 
-def chunks(request: GenerationRequest, model: Model) -> int:
-    """Return how many chunks of tokens a request's prompts are encoded in; 1 for a model that is not here yet."""
+def drawn(request: GenerationRequest, family: Family) -> tuple[int, ...]:
+    """Return how many steps each pass of a request draws; all of them where nothing may change and none is drawn."""
+    steps = request.num_inference_steps
+    first = models.strength_of(request) if request.init_image else 1.0
+    strengths = (first, request.hires.strength if request.hires else None)
+    return tuple(models.steps_of(steps, strength, family) for strength in strengths if strength) or (steps,)
+
+
+def chunks(request: GenerationRequest, model: Model) -> tuple[int, ...]:
+    """Return how many chunks of tokens a request's prompts are encoded in, in each pass; 1 for a model that is not here yet."""
     from sdcli.prompts import tokens
 
     how = syntax.how(request, model.family)
     reader = tokens.Reader.of(model, _added(request, model)) if model.family and model.family.weighs else None
-    if reader is None:
-        return 1
-    both, steps = (request.prompt, request.negative_prompt), request.num_inference_steps
-    return max(tokens.chunk_count(text, reader, how.syntax, steps, how.long) for text in both)
+    if reader is None or model.family is None:
+        return (1,)
+    both = request.prompt, request.negative_prompt
+    return tuple(
+        max(tokens.chunk_count(text, reader, how.syntax, steps, how.long) for text in both)
+        for steps in drawn(request, model.family)
+    )
 
 
 def _added(request: GenerationRequest, model: Model) -> dict[str, int]:
