@@ -100,7 +100,7 @@ def in_browser(page_file: Path, count: int) -> list[tuple[str, str]]:
             page.wait_for_selector(".cell")
             rows.append(("opened, until the first row is there", f"{time.perf_counter() - began:.2f} s"))
             page.wait_for_function(
-                "[...document.querySelectorAll('.cell img')].every(i => i.complete && i.naturalWidth)"
+                "() => [...document.querySelectorAll('.cell img')].every(i => i.complete && i.naturalWidth)"
             )
             rows.append(("... and its thumbnails are", f"{time.perf_counter() - began:.2f} s"))
             rows += _used(page, count)

@@ -280,7 +280,7 @@ def gallery(folder: Path) -> Image.Image:
             cell.hover()
             cell.locator("input[type=checkbox]").check()
         seen.mouse.move(0, 0)
-        seen.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth)")
+        seen.wait_for_function("() => [...document.images].every(i => i.complete && i.naturalWidth)")
         return _shot(seen.screenshot())
 
 

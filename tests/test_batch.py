@@ -433,6 +433,22 @@ def test_one_bad_job_does_not_stop_the_others(sdcli: Sdcli, tmp_path: Path, monk
     assert retried.code == 0 and sorted(e["prompt"] for e in images(retried)) == ["bad", "worse"]
 
 
+@pytest.mark.parametrize("kept", ["full", "minimal", "none"])
+def test_the_journal_says_which_prompt_failed(
+    sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """No more of it than pictures would; and those who are told of a failure, later too, know what they asked for."""
+    _not_finite(monkeypatch, "bad")
+    file = write(tmp_path, "p.txt", "bad --seed 7", "bad --seed 7")
+    done = sdcli("batch", file, *DEMO, "--json", "--metadata", kept)
+    assert [sorted(e) for e in done.events if e["event"] == "error"] == [
+        ["code", "event", "exit", "hint", "id", "line", "message", "path", "schema"]
+    ] * 2
+    (line,) = [line for line in journal(tmp_path / "sdcli-batch") if line["event"] == "error"]
+    assert (line["prompt"], line["seed"]) == ("bad" if kept == "full" else None, 7)
+    assert line.items() >= (done.events[0] | {"path": line["path"]}).items()
+
+
 def test_one_picture_that_fails_has_its_own_code(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _not_finite(monkeypatch, "bad")
     done = sdcli("batch", write(tmp_path, "p.txt", "bad"), *DEMO, "--json")

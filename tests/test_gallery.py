@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 import pytest
@@ -35,6 +35,9 @@ from tests.test_metadata import record
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+TAKEN = (
+    "Object.defineProperty(navigator, 'clipboard', { value: { writeText: async (text) => { window.taken = text } } })"
+)
 DEMO = ModelRecord(name="demo", family="stable-diffusion")
 HOSTILE = (
     "<script>window.hit = 1</script>",
@@ -45,14 +48,18 @@ HOSTILE = (
 
 
 def put(
-    path: Path | str, prompt: str = "a red circle", colour: tuple[int, int, int] = (200, 30, 30), **changes: Any
+    path: Path | str,
+    prompt: str = "a red circle",
+    colour: tuple[int, int, int] = (200, 30, 30),
+    size: tuple[int, int] = (24, 16),
+    **changes: Any,
 ) -> Path:
     """Write a small picture of one colour with a record; `changes` are those of `record`, but for the scheduler: a name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGB", (24, 16), colour)
+    image = Image.new("RGB", size, colour)
     scheduler = changes.pop("scheduler", None)
-    made = record(prompt, **{"model": DEMO, "pixels": pixels_of(image), "width": 24, "height": 16} | changes)
+    made = record(prompt, **{"model": DEMO, "pixels": pixels_of(image), "width": size[0], "height": size[1]} | changes)
     if scheduler is not None:
         ran = msgspec.structs.replace(made.scheduler, name=scheduler)
         asked = msgspec.structs.replace(made.request, scheduler=scheduler)
@@ -375,6 +382,39 @@ def test_what_cannot_be_read_is_listed_and_never_fatal(sdcli: Sdcli, tmp_path: P
         assert data["pictures"]["thumb"][data["pictures"]["url"].index("pixels.png")] is None
 
 
+def test_a_page_does_not_name_the_folder_of_its_maker(sdcli: Sdcli, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    put(folder / "a.png")
+    (folder / "broken.png").write_text("no picture")
+    book = journal.Journal(folder, journal.Index())
+    book.begin(seed=1, batch_size=1)
+    book.write(failed(OutOfMemory(f"{folder}/x.png was too much", f"look into {folder}/inside"), "a" * 64, 3))
+    book.close()
+    data = gallery(sdcli, str(folder))
+    assert str(tmp_path) not in (folder / "gallery.html").read_text("utf-8")
+    assert data["unreadable"][0]["path"] == "broken.png" and data["failures"][0]["message"] == "x.png was too much"
+
+
+def test_the_heading_is_the_folders_name(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put("pictures/inside/a.png")
+    monkeypatch.chdir(tmp_path / "pictures" / "inside")
+    for asked, name in (("..", "pictures"), (".", "inside"), ("../inside/..", "pictures"), ("../inside", "inside")):
+        assert sdcli("gallery", asked, "-o", "page.html").code == 0
+        assert f"<h1>{name}</h1>" in Path("page.html").read_text("utf-8")
+
+
+def test_fields_of_what_was_asked_come_first(sdcli: Sdcli, tmp_path: Path) -> None:
+    put("pictures/a.png", tags={"set": "one"}, scheduler="ddim")
+    a1111(tmp_path / "pictures" / "b.png")
+    columns = gallery(sdcli)["columns"]
+    names = {made: [c["name"] for c in columns if c["made"] is made] for made in (False, True)}
+    assert [c["name"] for c in columns] == names[False] + names[True]
+    assert {"prompt", "seed", "scheduler", "size", "model", "model.family", "tags.set", "clip_skip"} <= set(
+        names[False]
+    )
+    assert {"versions.sdcli", "pixels.sha256", "scheduler.class_name", "made by", "other", "id"} <= set(names[True])
+
+
 def test_endless_fields_go_into_one() -> None:
     columns = Columns()
     for row in range(300):
@@ -495,7 +535,7 @@ def many(sdcli: Sdcli, tmp_path: Path) -> Path:
     book = journal.Journal(Path("pictures"), index)
     book.begin(seed=1, batch_size=1)
     book.write(failed(OutOfMemory(HOSTILE[0], "make it smaller"), "a" * 64, 3))
-    book.write(failed(NotFinite("values were not finite"), "b" * 64, 4))
+    book.write({**failed(NotFinite("values were not finite"), "b" * 64, 4), "prompt": "a lost star", "seed": 0})
     book.close()
     Path("pictures/broken.png").write_text("no picture")
     done = sdcli("gallery", "pictures")
@@ -605,7 +645,7 @@ def test_commands_are_copied(browser: Browser, many: Path, clipboard: str) -> No
         line = page.locator("#full code").inner_text()
         assert shlex.split(line)[:3] == ["sdcli", "generate", "a star number 2"]
         page.get_by_role("button", name="Copy the command with all its options").click()
-        page.wait_for_function("document.getElementById('copied').textContent !== ''")
+        page.wait_for_function("() => document.getElementById('copied').textContent !== ''")
         said = page.locator("#copied").inner_text()
         if clipboard == "there":
             assert page.evaluate("window.taken") == line and said.startswith("Copied")
@@ -662,8 +702,10 @@ def test_keys_do_all_of_it(browser: Browser, many: Path) -> None:
         page.keyboard.press("ArrowRight")
         assert page.locator("#place").inner_text() == "2 of 120"
         page.keyboard.press("Escape")
-        # Back where one was.
-        assert page.evaluate("document.activeElement.querySelector('.says').textContent") == "a square number 1"
+        # Back where one was, once the dialog has said that it is closed.
+        page.wait_for_function(
+            "() => document.activeElement.querySelector('.says')?.textContent === 'a square number 1'"
+        )
         # One card is one stop, with its box.
         assert page.locator(".cell .open[tabindex='0']").count() == 1
 
@@ -673,11 +715,207 @@ def test_failures_and_unreadable_pictures_are_listed(browser: Browser, many: Pat
     with opened(browser, many) as (page, _):
         page.get_by_role("button", name="Failures 2").click()
         entries = page.locator("#failures .entries li")
-        assert "make it smaller" in entries.nth(0).inner_text() and "line 3" in entries.nth(0).inner_text()
+        first = entries.nth(0).inner_text()
+        assert (
+            "make it smaller" in first and "line 3 of the prompts; journal sdcli-batch.jsonl; job aaaaaaaaaaaa" in first
+        )
+        assert "--retry-failed" in page.locator("#failures").inner_text()
         page.get_by_label("Code").select_option("not-finite")
         assert entries.count() == 1 and "values were not finite" in entries.inner_text()
+        assert "a lost star · seed 0\n" in entries.inner_text()
         page.get_by_role("button", name="Unreadable 1").click()
         assert "broken.png" in page.locator("#unreadable .entries").inner_text()
+
+
+def box(page: Page, selector: str, at: int = 0) -> dict[str, float]:
+    found = page.locator(selector).nth(at).bounding_box()
+    assert found is not None
+    return {k: float(v) for k, v in found.items()} | {"bottom": found["y"] + found["height"]}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.outside
+@pytest.mark.parametrize("width", [390, 1300])
+def test_pictures_of_any_shape_stay_in_their_place(browser: Browser, sdcli: Sdcli, tmp_path: Path, width: int) -> None:
+    sizes = ((128, 192), (192, 128), (128, 128), (40, 2000), (2000, 40), (328, 349))
+    for n, size in enumerate(sizes):
+        put(f"pictures/{n}.png", f"a picture of {size}", size=size)
+    gallery(sdcli)
+    with opened(browser, tmp_path / "pictures/gallery.html", width=width) as (page, _):
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.cell img')].every(i => i.complete && i.naturalWidth)"
+        )
+        for at, (wide, high) in enumerate(sizes):
+            shot, image, card = (box(page, f".cell {kind}", at) for kind in (".shot", "img", ".card"))
+            assert image["y"] >= shot["y"] and image["bottom"] <= shot["bottom"] + 0.5, (wide, high)
+            assert image["x"] >= shot["x"] - 0.5 and image["width"] <= shot["width"] + 0.5
+            says, sub = (box(page, f".cell {kind}", at) for kind in (".says", ".sub"))
+            assert shot["bottom"] <= says["y"] and says["bottom"] <= sub["y"] and sub["bottom"] <= card["bottom"]
+            assert shot["height"] > 100 and says["height"] > 25 and sub["height"] > 20
+        for at in range(len(sizes)):
+            # The opened picture takes the room there is, and no more.
+            page.locator(".cell .open").nth(at).click()
+            page.wait_for_function("() => document.querySelector('#whole img').complete")
+            room, image = box(page, "#whole"), box(page, "#whole img")
+            assert image["bottom"] <= room["bottom"] + 0.5 and image["width"] == pytest.approx(room["width"], abs=1)
+            assert image["height"] == pytest.approx(room["height"], abs=1) and room["height"] > (
+                5 if width < 600 else 500
+            )
+            caption, title = box(page, "#caption"), box(page, "#detail-title")
+            assert room["bottom"] <= caption["y"]
+            assert width > 600 or caption["bottom"] <= title["y"]
+            page.keyboard.press("Escape")
+
+
+@pytest.mark.outside
+def test_a_page_says_where_it_lies_now(browser: Browser, many: Path, tmp_path: Path) -> None:
+    moved = many.parent.rename(tmp_path / "else where é%20#?")
+
+    def copied(page: Page) -> str:
+        page.locator(".cell .open").first.click()
+        page.get_by_role("button", name="Copy the command that reads the picture").click()
+        page.wait_for_function("() => document.getElementById('copied').textContent !== ''")
+        return page.locator("#copied").inner_text()
+
+    with opened(browser, moved / "gallery.html", before=TAKEN) as (page, _):
+        assert copied(page) == f"Copied: run it in {moved}/"
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.add_init_script(TAKEN)
+        page.route("**/*", lambda route: route.fulfill(path=moved / "gallery.html", content_type="text/html"))
+        page.goto("http://gallery.test/shared/gallery.html")
+        assert copied(page) == "Copied: run it in the page's folder"
+    finally:
+        context.close()
+
+
+@pytest.mark.outside
+def test_one_field_is_searched_by_its_name(browser: Browser, many: Path) -> None:
+    with opened(browser, many) as (page, _):
+        for query, found in (
+            # What the card says can be typed.
+            ('"seed 1007"', 1), ("seed 1007", 1), ('"12 steps"', 23), ("1007 · 12 steps", 1),
+            ("seed:1007", 1), ("SEED:1007", 1), ("seed:100", 0), ("steps:12", 23), ("num_inference_steps:12 circle", 7),
+            ('"prompt:a star number 113"', 1), ('prompt:"a star number 113"', 1), ("prompt:1007", 0), ("lora:in", 12),
+            ("seed:1007 prompt:star", 0), ("file.name:007", 1), ("model:dem", 120),
+            # No field has this name: it is text, and some prompt's.
+            ("javascript:window.hit=1", 1), ("constructor:x", 0), (":", 120), ("seed:", 120),
+        ):  # fmt: skip
+            page.get_by_label("Search", exact=True).fill(query)
+            assert counted(page).split()[0] == str(found), query
+        page.get_by_label("Search in").select_option("negative_prompt")
+        page.get_by_label("Search", exact=True).fill("seed:1007")
+        assert cards(page) == ["a square number 7"]
+
+
+@pytest.mark.outside
+def test_what_was_looked_for_outlives_a_reload(browser: Browser, many: Path) -> None:
+    with opened(browser, many) as (page, _):
+        page.get_by_label("Search", exact=True).fill('"a star" & #<b>')
+        page.get_by_label("Search", exact=True).fill("number")
+        page.get_by_label("Search in").select_option("prompt")
+        page.get_by_label("Sort by").select_option("seed")
+        page.get_by_role("button", name="Sort downwards").click()
+        page.get_by_role("group", name="lora").get_by_label("not said").check()
+        page.get_by_label("Filter by a field").select_option("seed")
+        page.get_by_role("group", name="seed").get_by_label("to", exact=True).fill("1020")
+        page.get_by_role("group", name="scheduler").get_by_label("euler").check()
+        before = (counted(page), cards(page))
+        assert before[0] == "6 of 120 pictures" and before[1][0] == "a square number 19"
+        page.reload()
+        assert (counted(page), cards(page)) == before
+        assert page.get_by_label("Search", exact=True).input_value() == "number"
+        assert page.get_by_role("group", name="seed").get_by_label("to", exact=True).input_value() == "1020"
+        assert page.locator("#chips button").count() == 4
+        page.get_by_role("button", name="Clear all").click()
+        page.get_by_role("button", name="Failures").click()
+        page.reload()
+        assert page.locator("#failures").is_visible() and not page.locator("#pictures").is_visible()
+
+
+@pytest.mark.outside
+@pytest.mark.parametrize(
+    "fragment",
+    ["%E0%A4%A", "f=%7B", "f=1&f=null&f=[]&f=[%22seed%22]", "f=[%22seed%22,3]", "f=[%22seed%22,[[]],%22x%22,{}]", "sort=__proto__",
+     "f=[%22model%22,%22abc%22]", "view=detail&in=nothing&down=yes", "f=[%22nothing%22,[%22x%22],1,2]", "view=%3Cb%3E", "grid"],
+)  # fmt: skip
+def test_a_malformed_address_is_ignored(browser: Browser, many: Path, fragment: str) -> None:
+    with opened(browser, many) as (page, _):
+        page.goto("about:blank")
+        page.goto(f"{many.as_uri()}#{fragment}")
+        assert counted(page) == "120 pictures" and cards(page)[0] == "a circle number 0"
+
+
+@pytest.mark.outside
+def test_an_address_is_data(browser: Browser, many: Path) -> None:
+    with opened(browser, many) as (page, _):
+        page.goto("about:blank")
+        asked = quote(json.dumps(["scheduler", [HOSTILE[1]], None, None]))
+        page.goto(f"{many.as_uri()}#q={quote(HOSTILE[0])}&f={asked}")
+        assert counted(page) == "0 of 120 pictures" and page.locator("main img").count() == 0
+        assert page.get_by_label("Search", exact=True).input_value() == HOSTILE[0]
+        assert HOSTILE[1] in page.locator("#chips").inner_text() and page.evaluate("window.hit") is None
+
+
+@pytest.mark.outside
+def test_keys_lead_to_the_pictures_and_the_search(browser: Browser, many: Path) -> None:
+    focused = "document.activeElement.querySelector?.('.says')?.textContent ?? document.activeElement.id"
+    with opened(browser, many) as (page, _):
+        page.keyboard.press("Tab")
+        skip = page.get_by_role("link", name="Skip to the pictures")
+        assert skip.evaluate("e => e === document.activeElement") and box(page, ".skip")["x"] >= 0
+        page.keyboard.press("Enter")
+        assert page.evaluate(focused) == "a circle number 0"
+        page.keyboard.press("/")
+        assert page.evaluate(focused) == "search"
+        page.keyboard.type("a/b")
+        assert page.get_by_label("Search", exact=True).input_value() == "a/b"
+        page.get_by_label("Search", exact=True).fill('"number 7"')
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate(focused) == "a square number 7"
+        # Not out of an opened picture.
+        page.keyboard.press("Enter")
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.closest('dialog').id") == "detail"
+
+
+@pytest.mark.outside
+def test_fields_are_grouped(browser: Browser, many: Path) -> None:
+    with opened(browser, many) as (page, _):
+        for select in ("#sort", "#field"):
+            groups = {
+                group.get_attribute("label"): group.locator("option").evaluate_all("all => all.map(o => o.value)")
+                for group in page.locator(f"{select} optgroup").all()
+            }
+            assert list(groups) == ["What was asked", "How it came out"]
+            assert {"prompt", "seed"} <= set(groups["What was asked"]) and "file.name" in groups["How it came out"]
+        for name in ("a circle number 0", "a square number 1"):
+            page.get_by_label(f"Compare {name}", exact=True).check()
+        page.get_by_role("button", name="Compare the two").click()
+        heads = page.locator("#pair tbody th").all_inner_texts()
+        assert heads[0] == "≠ prompt" and heads.index("How it came out") < heads.index("≠ pixels.sha256")
+        assert heads.index("≠ seed") < heads.index("How it came out") < heads.index("≠ file.name")
+        page.keyboard.press("Escape")
+        page.locator(".cell .open").first.click()
+        heads = page.locator("#detail th").all_inner_texts()
+        assert heads.index("seed") < heads.index("How it came out") < heads.index("file.name")
+
+
+@pytest.mark.outside
+def test_one_is_one(browser: Browser, sdcli: Sdcli, tmp_path: Path) -> None:
+    put("pictures/a.png")
+    Path("pictures/broken.png").write_text("no picture")
+    book = journal.Journal(Path("pictures"), journal.Index())
+    book.begin(seed=1, batch_size=1)
+    book.write(failed(NotFinite("values were not finite"), "b" * 64, 2))
+    book.close()
+    gallery(sdcli)
+    with opened(browser, tmp_path / "pictures/gallery.html") as (page, _):
+        assert counted(page) == "1 picture"
+        page.get_by_role("button", name="Failures 1").click()
+        assert page.locator("#failed").inner_text() == "1 failure"
+        page.get_by_role("button", name="Unreadable 1").click()
+        assert page.locator("#unreadable [role=status]").inner_text() == "1 picture that can't be read"
 
 
 @pytest.mark.outside

@@ -20,6 +20,11 @@ LAST = (
     "model.files", "pixels.sha256", "id", "file.name", "file.folder", "file.format", "file.bytes", "file.changed", REST,
 )  # fmt: skip
 
+# What tells how a picture came out, by the first part of the name; the others tell what was asked.
+MADE = (
+    "made by", "tokens", "plan", "flagged", "fallbacks", "seconds", "versions", "encoding", "pixels", "id", "file", REST,
+)  # fmt: skip
+
 Value = str | int | float
 
 
@@ -56,19 +61,23 @@ class Columns:
             column.extend(row, values)
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the columns, each with its values and where they stand.
+        """Return the columns, each with its values and where they stand; `made`: it tells how the picture came out.
 
         `per` is "folder" where all rows have the same, "picture" where `values` has one for each row (null: none); else
         `at` has for each row the place of its value in `values`, -1 for none, or a list of places.
         """
         names = sorted(self._columns, key=_rank)
-        return [{"name": name, **self._columns[name].as_json(self._rows)} for name in names]
+        return [{"name": name, "made": _made(name), **self._columns[name].as_json(self._rows)} for name in names]
 
 
-def _rank(name: str) -> int:
+def _made(name: str) -> bool:
+    return name in LAST or name.partition(".")[0] in MADE or name.startswith("scheduler.")
+
+
+def _rank(name: str) -> tuple[bool, int]:
     if name in FIRST:
-        return FIRST.index(name) - len(FIRST)
-    return LAST.index(name) + 1 if name in LAST else 0
+        return False, FIRST.index(name) - len(FIRST)
+    return _made(name), LAST.index(name) + 1 if name in LAST else 0
 
 
 class _Column:
@@ -114,5 +123,4 @@ def _value(value: Any) -> Value | None:
     if isinstance(value, float):
         return value if abs(value) <= SAFE else str(value)
     text = str(value)
-    more = len(text) - LONGEST
-    return text if more <= 0 else f"{text[:LONGEST]} … ({more} more characters)"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … (of {len(text):,} characters)"

@@ -122,7 +122,7 @@ def write(folder: Path, page: Path, *, overwrite: bool = False, told: Told = lam
                 found = inspecting.inspect(path)
                 waiting.append(thumbnails.ask(path, relative))
             except (BadInput, InputMissing, OSError) as error:
-                unreadable.append(_unreadable(relative, error))
+                unreadable.append(_unreadable(path, relative, error))
             else:
                 _add(shown, found, relative)
                 columns.add(_fields(found, path, folder, about))
@@ -133,13 +133,13 @@ def write(folder: Path, page: Path, *, overwrite: bool = False, told: Told = lam
         while waiting:
             settle(len(shown.thumb), waiting.popleft().result())
     data = {
-        "folder": _shown(str(page.parent.absolute())),
         "pictures": {name.rstrip("_"): values for name, values in vars(shown).items()},
         "columns": columns.as_json(),
         "failures": failures,
         "unreadable": unreadable,
     }
-    title = _shown(folder.absolute().name or str(folder.absolute()))
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    title = _shown(named.name or str(named))
     counts = {"pictures": len(shown.url), "failures": len(failures), "unreadable": len(unreadable)}
     text = pages.page("gallery", data, title=title, **counts)
     there = overwrite or os.path.lexists(page)
@@ -171,9 +171,11 @@ def _shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _unreadable(relative: str, error: Exception) -> dict[str, Any]:
+def _unreadable(path: Path, relative: str, error: Exception) -> dict[str, Any]:
     code, hint = getattr(error, "slug", BadInput.slug), getattr(error, "hint", None)
     message = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
+    # The page names it beside that, and no folder of its maker's.
+    message = message.removeprefix(f"{path}: ").replace(str(path), relative)
     return {"path": _shown(relative), "code": code, "message": _shown(message), "hint": hint}
 
 
@@ -252,6 +254,8 @@ class _Line(msgspec.Struct):
     event: str
     id: str | None = None
     line: int | None = None
+    prompt: str | None = None
+    seed: int | None = None
     code: str = ""
     message: str = ""
     hint: str | None = None
@@ -267,6 +271,8 @@ def failures_in(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _failures(path: Path, where: str) -> Iterable[dict[str, Any]]:
+    # Whoever gets the page need not know where its maker had the folder.
+    own = f"{os.path.abspath(path.parent)}/"
     decoder = msgspec.json.Decoder(_Line)
     failed: dict[tuple[str | None, int | None], _Line] = {}
     try:
@@ -286,7 +292,8 @@ def _failures(path: Path, where: str) -> Iterable[dict[str, Any]]:
         return []
     return [
         {
-            "code": said.code, "message": said.message, "hint": said.hint, "line": said.line, "time": said.time,
+            "code": said.code, "message": said.message.replace(own, ""), "hint": said.hint and said.hint.replace(own, ""),
+            "prompt": said.prompt, "seed": said.seed, "id": said.id, "line": said.line, "time": said.time,
             "journal": journal.NAME if where == "." else f"{where}/{journal.NAME}",
         }
         for said in failed.values()

@@ -285,7 +285,8 @@ class Runner:
 
     def _again(self, line: dict[str, Any], job: Job, *, earlier: bool = False) -> bool:
         """Tell what the journal says of a job, as this row's; an `earlier` run's counts as skipped."""
-        event = {key: value for key, value in line.items() if key != "time"} | {"line": job.line}
+        only_kept = ("time", "prompt", "seed") if line["event"] == "error" else ("time",)
+        event = {key: value for key, value in line.items() if key not in only_kept} | {"line": job.line}
         if "prompt" in event:  # The journal may be silent about it, and whoever asked is told.
             event["prompt"] = job.request.prompt
         if earlier:
@@ -370,8 +371,9 @@ class Runner:
             error.id, own = self._id_of(job), job.destination
             self._ids.pop(job.index, None)
         event = events.error(error, line=job.line)
-        if self.journal is not None and error.id is not None:
-            self._note(event, self.journal)
+        if self.journal is not None and error.id is not None and isinstance(job, Job):
+            # What failed last night is looked for by its words.
+            self._note({**event, "prompt": job.request.prompt, "seed": job.request.seed}, self.journal)
         self._last_failure = error
         self._tell(event, own)
         if isinstance(error, NOT_ONES_OWN) and not (isinstance(error, CannotCreateOutput) and own is not None):
@@ -394,9 +396,9 @@ class Runner:
 
     def _kept(self, event: dict[str, Any]) -> dict[str, Any]:
         """Return what the journal keeps of an event: no more of the prompt than the pictures do. Warnings quote what was cut."""
-        if self.how.files.metadata == "full" or "prompt" not in event:
+        if self.how.files.metadata == "full":
             return event
-        return {**event, "prompt": None, "warnings": []}
+        return {**event, **{key: none for key, none in (("prompt", None), ("warnings", [])) if key in event}}
 
     # Writing
 

@@ -11,6 +11,8 @@
     return element;
   }
   const number = (n) => n.toLocaleString("en");
+  const MADE = "How it came out";
+  const many = (n, one) => `${number(n)} ${one}${n === 1 ? "" : "s"}`;
 
   // Columns: `of(row)` gives a row's values, which are none, one or several.
   const columns = new Map(data.columns.map((c) => [c.name, { ...c, of: reader(c) }]));
@@ -30,13 +32,30 @@
     if (!haystacks.has(scope)) {
       const among = scope ? [columns.get(scope)] : [...columns.values()];
       const made = new Array(total);
-      for (let row = 0; row < total; row++) made[row] = among.map((c) => text(c, row)).join("\n").toLowerCase();
+      for (let row = 0; row < total; row++) {
+        made[row] = [scope ? "" : subtitle(row), ...among.map((c) => text(c, row))].join("\n").toLowerCase();
+      }
       haystacks.set(scope, made);
     }
     return haystacks.get(scope);
   }
   function words(query) {
-    return [...query.toLowerCase().matchAll(/"([^"]+)"?|(\S+)/g)].map((m) => m[1] ?? m[2]);
+    return [...query.toLowerCase().matchAll(/([^\s":]+:)?"([^"]+)"?|(\S+)/g)].map((m) => m[3] ?? (m[1] ?? "") + m[2]);
+  }
+  // As the options are called.
+  const ALSO = { steps: "num_inference_steps", cfg: "guidance_scale" };
+  const named = new Map([...columns.values()].map((c) => [c.name.toLowerCase(), c]));
+  for (const [name, field] of Object.entries(ALSO)) if (columns.has(field)) named.set(name, columns.get(field));
+  // What says of a row whether a word is in it; `field:value` looks into one field, where there is such a field.
+  function wanted(word, scope) {
+    const at = word.indexOf(":"), column = named.get(word.slice(0, at)), value = word.slice(at + 1).trim();
+    if (at < 1 || !column) {
+      const among = haystack(scope);
+      return (row) => among[row].includes(word);
+    }
+    if (column.kind === "number" && value) return (row) => column.of(row).some((v) => String(v) === value || v === Number(value));
+    const among = haystack(column.name);
+    return (row) => among[row].includes(value);
   }
 
   // Filters: of each field the values that may be (null: it says none), and bounds.
@@ -58,20 +77,21 @@
 
   let shown = [];
   let matching = [];
+  let started = false;
   function update() {
-    const asked = words($("search").value);
-    const found = asked.length ? haystack($("scope").value) : null;
+    const asked = words($("search").value).map((word) => wanted(word, $("scope").value));
     matching = [];
-    for (let row = 0; row < total; row++) if (!found || asked.every((w) => found[row].includes(w))) matching.push(row);
+    for (let row = 0; row < total; row++) if (asked.every((is) => is(row))) matching.push(row);
     const names = [...filters.keys()];
     shown = matching.filter((row) => names.every((name) => passes(name, row)));
     order();
     chips();
     for (const name of names) count(name);
-    $("count").textContent = shown.length === total ? `${number(total)} pictures` : `${number(shown.length)} of ${number(total)} pictures`;
+    $("count").textContent = (shown.length === total ? "" : `${number(shown.length)} of `) + many(total, "picture");
     $("none").hidden = shown.length > 0;
     focused = 0;
     layout();
+    keep();
   }
 
   const collator = new Intl.Collator("en", { numeric: true });
@@ -140,7 +160,10 @@
   }
   function picture(row, small, alt) {
     const url = small ? data.pictures.thumb[row] : data.pictures.url[row];
-    return url === null ? make("span", { textContent: "no thumbnail" }) : make("img", { src: url, alt, decoding: "async" });
+    if (url === null) return make("span", { textContent: "no thumbnail" });
+    // Of pictures of few pixels, each is seen where they are shown large.
+    const few = !small && said("size", row).split("x").every((side) => side <= 256);
+    return make("img", { src: url, alt, decoding: "async", className: few ? "few" : "" });
   }
   function title(row) {
     return said("prompt", row) || said("file.name", row);
@@ -150,14 +173,14 @@
       const value = said(name, row);
       return value ? [label + value + (name === "num_inference_steps" ? " steps" : "")] : [];
     });
-    return parts.join(" · ");
+    return parts.join(" · ") || "says nothing of its making";
   }
   function card(place) {
     const row = shown[place];
     const open = make("button", { type: "button", className: "open" },
       make("span", { className: "shot" }, picture(row, true, "")),
       make("span", { className: "says", textContent: title(row).slice(0, 300) }),
-      make("span", { className: "sub", textContent: subtitle(row) || "says nothing of its making" }));
+      make("span", { className: "sub", textContent: subtitle(row) }));
     open.addEventListener("click", () => { focused = place; show(place); });
     const box = make("input", { type: "checkbox", checked: picked.includes(row) });
     box.setAttribute("aria-label", `Compare ${title(row).slice(0, 100)}`);
@@ -302,9 +325,14 @@
     $("chips").replaceChildren(...made);
   }
   function fields() {
-    const choices = [...columns.values()].filter((c) => !filters.has(c.name) && c.distinct > 1);
     $("field").replaceChildren(make("option", { value: "", textContent: "choose one …" }),
-      ...choices.map((c) => make("option", { value: c.name, textContent: `${c.name} (${number(c.distinct)})` })));
+      ...grouped((c) => !filters.has(c.name), (c) => `${c.name} (${number(c.distinct)})`));
+  }
+  function grouped(wanted, label) {
+    const groups = [[false, "What was asked"], [true, MADE]].map(([made, name]) => make("optgroup", { label: name },
+      ...[...columns.values()].filter((c) => c.made === made && c.distinct > 1 && wanted(c))
+        .map((c) => make("option", { value: c.name, textContent: label(c) }))));
+    return groups.filter((group) => group.childElementCount);
   }
 
   // One picture
@@ -330,12 +358,12 @@
     $("note").textContent = data.pictures.note[row] ?? "";
     $("note").hidden = !data.pictures.note[row];
     $("copied").textContent = "";
-    const rows = [];
+    const rows = [[], []];
     for (const column of columns.values()) {
       const value = text(column, row);
-      if (value !== "") rows.push(make("tr", {}, head(column.name), make("td", { textContent: value })));
+      if (value !== "") rows[Number(column.made)].push(make("tr", {}, head(column.name), make("td", { textContent: value })));
     }
-    detail.querySelector("tbody").replaceChildren(...rows);
+    detail.querySelector("tbody").replaceChildren(...rows[0], heading(2), ...rows[1]);
     picks();
     for (const button of detail.querySelectorAll("[data-go]")) {
       button.disabled = !(place + Number(button.dataset.go) in shown);
@@ -348,6 +376,7 @@
     const parts = name.split(/(?<=[._])/).flatMap((part) => [part, make("wbr")]);
     return make("th", { scope: "row" }, ...parts.slice(0, -1));
   }
+  const heading = (colSpan) => make("tr", { className: "group" }, make("th", { scope: "rowgroup", colSpan, textContent: MADE }));
   for (const button of detail.querySelectorAll("[data-go]")) {
     button.addEventListener("click", () => show(current + Number(button.dataset.go)));
   }
@@ -380,7 +409,15 @@
         done = false;
       }
     }
-    $("copied").textContent = done ? `Copied: run it in ${data.folder}` : "Selected: copy it with Ctrl+C, or ⌘C.";
+    $("copied").textContent = done ? `Copied: run it in ${folder()}` : "Selected: copy it with Ctrl+C, or ⌘C.";
+  }
+  function folder() {
+    try {
+      if (location.protocol === "file:") return decodeURIComponent(location.pathname.replace(/[^/]*$/, ""));
+    } catch {
+      // Its bytes are no Unicode.
+    }
+    return "the page's folder";
   }
   for (const button of detail.querySelectorAll(".command button")) button.addEventListener("click", () => copy(button));
   $("from").lastElementChild.setAttribute("aria-label", "Copy the command that reads the picture");
@@ -422,7 +459,7 @@
     const [a, b] = picked;
     const pictures = [a, b].map((row) => make("td", {}, picture(row, false, title(row).slice(0, 300)), said("file.name", row)));
     $("pair").querySelector("thead").replaceChildren(make("tr", {}, make("td"), ...pictures));
-    const rows = [];
+    const rows = [[], []];
     for (const column of columns.values()) {
       const [x, y] = [text(column, a), text(column, b)];
       if (x === y && (x === "" || $("only").checked)) continue;
@@ -430,10 +467,11 @@
       if (x === y) line.append(make("td", { textContent: x }), make("td", { textContent: y }));
       else line.append(...[[x, y], [y, x]].map(([one, other]) => make("td", {}, ...(one === "" ? ["–"] : marked(one, other)))));
       line.classList.toggle("differs", x !== y);
-      rows.push(line);
+      rows[Number(column.made)].push(line);
     }
-    if (!rows.length) rows.push(make("tr", {}, make("td", { colSpan: 3, textContent: "Nothing that is recorded differs." })));
-    $("pair").querySelector("tbody").replaceChildren(...rows);
+    if (!rows[0].length) rows[0].push(make("tr", {}, make("td", { colSpan: 3, textContent: "Nothing that was asked differs." })));
+    if (rows[1].length) rows[1].unshift(heading(3));
+    $("pair").querySelector("tbody").replaceChildren(...rows.flat());
     if (!$("pair").open) $("pair").showModal();
   }
   $("compare").addEventListener("click", () => { if (picked.length === 2) pair(); });
@@ -451,8 +489,11 @@
     const parts = [make("span", { className: "code", textContent: one.code }), one.message];
     if (one.path) parts.splice(1, 0, make("strong", { textContent: `${one.path} ` }));
     if (one.hint) parts.push(make("small", { textContent: one.hint }));
-    const where = [one.line ? `line ${one.line}` : null, one.journal, one.time].filter(Boolean).join(" · ");
-    if (where) parts.push(make("small", { textContent: where }));
+    const asked = [one.prompt, one.seed != null && `seed ${one.seed}`].filter(Boolean).join(" · ");
+    if (asked) parts.push(make("small", { textContent: asked }));
+    const where = [one.line && `line ${one.line} of the prompts`, one.journal && `journal ${one.journal}`,
+      one.id && `job ${one.id.slice(0, 12)}`, one.time?.replace("T", " ").replace(/\.\d+\+00:00$/, " UTC")];
+    if (one.journal) parts.push(make("small", { textContent: where.filter(Boolean).join("; ") }));
     return make("li", {}, ...parts);
   }
   function list(kind) {
@@ -463,8 +504,8 @@
       const all = Object.values(one).join("\n").toLowerCase();
       return (!code || one.code === code) && asked.every((w) => all.includes(w));
     });
-    section.querySelector("[role=status]").textContent =
-      `${number(found.length)}${found.length === data[kind].length ? "" : ` of ${number(data[kind].length)}`} ${kind === "failures" ? "failures" : "that can't be read"}`;
+    section.querySelector("[role=status]").textContent = (found.length === data[kind].length ? "" : `${number(found.length)} of `) +
+      (kind === "failures" ? many(data[kind].length, "failure") : `${many(data[kind].length, "picture")} that can't be read`);
     section.querySelector(".entries").replaceChildren(...found.slice(0, most[kind]).map(entry));
     section.querySelector(".more").hidden = found.length <= most[kind];
   }
@@ -485,8 +526,51 @@
     for (const tool of document.querySelectorAll(".for-pictures")) tool.hidden = name !== "pictures";
     picks();
     name === "pictures" ? layout() : list(name);
+    keep();
   }
   for (const button of document.querySelectorAll("[data-view]")) button.addEventListener("click", () => view(button.dataset.view));
+
+  // What is looked for, in the page's address: it outlives a reload, and is sent with a link
+
+  function keep() {
+    if (!started) return;
+    const kept = new URLSearchParams();
+    for (const [key, id] of [["q", "search"], ["in", "scope"], ["sort", "sort"]]) if ($(id).value) kept.set(key, $(id).value);
+    if ($("order").getAttribute("aria-pressed") === "true") kept.set("down", "1");
+    for (const other of ["failures", "unreadable"]) if (!$(other).hidden) kept.set("view", other);
+    for (const [name, f] of filters) if (isUsed(f)) kept.append("f", JSON.stringify([name, [...f.values], f.min, f.max]));
+    try {
+      history.replaceState(null, "", `${kept}` ? `#${kept}` : location.pathname + location.search);
+    } catch {
+      // Some browsers let a page do so only so often.
+    }
+  }
+  function restore() {
+    const kept = new URLSearchParams(location.hash.slice(1));
+    $("search").value = kept.get("q") ?? "";
+    for (const [select, key] of [["scope", "in"], ["sort", "sort"]]) {
+      const asked = kept.get(key);
+      if ([...$(select).options].some((o) => o.value === asked)) $(select).value = asked;
+    }
+    if (kept.get("down") === "1") downwards(true);
+    for (const json of kept.getAll("f")) {
+      try {
+        const [name, values, ...bounds] = JSON.parse(json);
+        if (!columns.has(name) || !Array.isArray(values)) continue;
+        facet(name);
+        const filter = filters.get(name);
+        for (const value of values) if (value === null || typeof value === "string") filter.values.add(value);
+        for (const [n, end] of ["min", "max"].entries()) {
+          if (filter[`${end}Input`] && Number.isFinite(bounds[n])) filter[`${end}Input`].value = filter[end] = bounds[n];
+        }
+      } catch {
+        // Somebody else's.
+      }
+    }
+    for (const button of document.querySelectorAll("[data-view]")) if (button.dataset.view === kept.get("view")) button.click();
+  }
+  // Only somebody who types in the address, or follows a link, changes it so.
+  window.addEventListener("hashchange", () => location.reload());
 
   // The start
 
@@ -494,20 +578,39 @@
     if (columns.has(name)) $("scope").append(make("option", { value: name, textContent: name }));
   }
   $("sort").append(make("option", { value: "", textContent: "path" }),
-    ...[...columns.values()].filter((c) => c.distinct > 1).map((c) => make("option", { value: c.name, textContent: c.name })));
+    ...grouped(() => true, (c) => c.name));
   $("search").addEventListener("input", () => { update(); for (const kind of ["failures", "unreadable"]) list(kind); });
   $("scope").addEventListener("change", update);
   $("sort").addEventListener("change", update);
-  $("order").addEventListener("click", () => {
-    const down = $("order").getAttribute("aria-pressed") !== "true";
+  function downwards(down) {
     $("order").setAttribute("aria-pressed", down);
     $("order").textContent = down ? "↓" : "↑";
+  }
+  $("order").addEventListener("click", () => {
+    downwards($("order").getAttribute("aria-pressed") !== "true");
     update();
+  });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    focusOn(0);
+  });
+  $("search").addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown" || $("pictures").hidden) return;
+    event.preventDefault();
+    focusOn(0);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input:not([type=checkbox]), select, dialog")) return;
+    event.preventDefault();
+    $("search").focus();
   });
   $("field").addEventListener("change", () => { facet($("field").value); fields(); update(); });
   $("filters").open = matchMedia("(min-width: 52.01rem)").matches;
   for (const name of FIRST) if (columns.has(name) && columns.get(name).distinct > 1 && filters.size < 4) facet(name);
+  restore();
   fields();
+  started = true;
   update();
   if (!total) view(data.failures.length ? "failures" : "unreadable");
   // What the first search needs is made ready while nobody waits.
