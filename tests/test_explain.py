@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
+import os
 import random
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -18,6 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sdcli as library
 from sdcli import output, pipeline
@@ -311,11 +315,15 @@ class Page(HTMLParser):
         self.found: list[tuple[str, dict[str, str | None]]] = []
         self.inside: list[str] = []
         self.texts: dict[str, str] = {}
+        self.sections: dict[str | None, str] = {}
+        self.section: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
         self.inside.append(tag)
+        if tag in ("section", "footer"):
+            self.section = dict(attrs).get("id")
 
     def handle_endtag(self, tag: str) -> None:
         while self.inside and self.inside.pop() != tag:
@@ -324,6 +332,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.inside:
             self.texts[self.inside[-1]] = self.texts.get(self.inside[-1], "") + data
+            self.sections[self.section] = self.sections.get(self.section, "") + data
 
     def uris(self) -> Iterator[str]:
         for _, attributes in self.found:
@@ -334,6 +343,11 @@ def plain_text(page: Path) -> str:
     """Return what a page says in paragraphs and lists, in one line."""
     texts = Page(page.read_text("utf-8")).texts
     return " ".join(" ".join(texts.get(tag, "") for tag in ("p", "dd", "figcaption")).split())
+
+
+def sections(page: str | Path) -> dict[str | None, str]:
+    """Return what the parts of a page say, by their ids (None: its head), each in one line."""
+    return {name: " ".join(text.split()) for name, text in Page(Path(page).read_text("utf-8")).sections.items()}
 
 
 def check_inert(text: str) -> Page:
@@ -382,12 +396,14 @@ def test_a_hostile_prompt_is_text(sdcli: Sdcli) -> None:
     assert done.code == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if not line.startswith(("loading", "warning: "))]
     (event,) = done.events
-    assert set(event) == {"schema", "event", "path", "assets", "seconds", "pixels"} and event["assets"] is None
+    assert set(event) == {"schema", "event", "path", "assets", "seconds", "pixels", "same"} and event["assets"] is None
     assert event["path"] == f"{name}-2.html" and not set('<>"\x1b/') & set(name)
     assert Path(f"{name}.html").read_text() == "somebody's"
     page = check_inert(Path(event["path"]).read_text("utf-8"))
-    assert page.texts["h1"] == HOSTILE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd")
-    assert page.texts["h1"] in page.texts["dd"] and "w" * 9 in page.texts["q"]
+    seen = HOSTILE.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd")
+    assert page.texts["h1"] == seen[:-201] + "…" and page.texts["title"].startswith(page.texts["h1"])
+    assert page.texts["p"].count(seen) == 2 and "w" * 9 in page.texts["q"]
+    assert "sdcli generate --dtype bf16 $'<script>" in page.texts["code"] and "\\x1b[31m" in page.texts["code"]
     assert "This run was not guided" in "".join(page.texts["p"])
 
 
@@ -396,6 +412,94 @@ def test_texts_on_a_page_are_seen_as_they_are() -> None:
     family, known = "\U0001f469\u200d\U0001f680", "\u3000שלום é\u0301 星"
     said = filled.render(text="<b>\x00a\u202eb\ud800\u2066\ufeff\n\tc", kept=f"{family}{known}")
     assert said == f"&lt;b&gt;�a�b���  c{family}{known} ok"
+
+
+def test_a_picture_that_is_there_is_explained(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("deep").mkdir()
+    drawn = ("-m", "demo", "-s", "5", "--scheduler", "euler", "--cfg", "1", "--steps", "2")
+    assert sdcli("generate", "a red star", *drawn, "-o", "deep/dusk.png").code == 0
+    done = sdcli("explain", "--from", "deep/dusk.png", "--assets", "a", "-o", "a.html", "--json")
+    assert done.code == 0, done.stderr
+    assert done.events[0]["same"] is True and (pixels("a/picture.png") == pixels("deep/dusk.png")).all()
+    page, told = Page(Path("a.html").read_text("utf-8")), json.loads(Path("a/explain.json").read_text())
+    assert page.texts["h1"] == "a red star" and "deep" not in page.sections[None]
+    said = "Drawn again from dusk.png, pixel for pixel as its record says."
+    assert said in sections("a.html")[None] and said in done.stderr and told["final"]["same"] is True
+    (command,) = [page.texts["code"].partition("sdcli explain")[0]]
+    name, *argv = shlex.split(command)
+    assert name == "sdcli" and sdcli(*argv, "-o", "again.png").code == 0, command
+    assert (pixels("again.png") == pixels("deep/dusk.png")).all()
+
+    # What is typed counts before what the picture says.
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a blue circle\n")))
+    done = sdcli("explain", "-", "--from", "deep/dusk.png", "--steps", "1", "-o", "b.html", "--json")
+    assert done.code == 0 and done.events[0]["same"] is False, done.stderr
+    text = sections("b.html")[None]
+    assert "a blue circle" in text and "seed5" in text and "steps1, euler" in text
+    said = "Drawn again from dusk.png, but not with the pixels that its record says."
+    assert said in text and said in done.stderr
+
+    # Other programs' pictures don't say which pixels they had, nor does a line that isn't there.
+    info = PngInfo()
+    info.add_text("parameters", "a star\nSteps: 1, Sampler: Euler, CFG scale: 1, Seed: 7, Size: 128x128, Fancy: 3")
+    Image.new("RGB", (8, 8)).save("foreign.png", pnginfo=info)
+    done = sdcli("explain", "--from", "foreign.png", "-m", "demo", "-o", "c.html", "--json")
+    assert done.code == 0 and done.events[0]["same"] is None, done.stderr
+    said = "Drawn from what foreign.png says, which is not its pixels."
+    assert said in sections("c.html")[None] and said in done.stderr and "Fancy: 3" in done.stderr
+
+    # What it was drawn with, and can't be explained, is named, and can be left out.
+    assert sdcli("generate", "a star", *drawn, "--upscale", "lanczos:2", "-o", "large.png").code == 0
+    done = sdcli("explain", "--from", "large.png", "-o", "d.html")
+    assert done.code == 2 and "upscale can't be explained" in done.stderr and "--set upscale= " in done.stderr
+    done = sdcli("explain", "--from", "large.png", "--set", "upscale=", "--steps", "1", "-o", "d.html", "--json")
+    assert done.code == 0 and done.events[0]["same"] is False, done.stderr
+    assert sdcli("explain", "-m", "demo").code == 2
+
+
+def test_a_page_without_words(sdcli: Sdcli) -> None:
+    done = sdcli("explain", "", "-m", "demo", "-s", "3", "--steps", "1", "-o", "page.html")
+    assert done.code == 0, done.stderr
+    page, said = check_inert(Path("page.html").read_text("utf-8")), sections("page.html")
+    assert page.texts["h1"] == "(no prompt)" and page.texts["title"] == "(no prompt) · explained"
+    assert "0 tokens in 1 chunk." in said["words"] and "There were no words to look for" in said["attention"]
+    assert "bright" not in said["attention"]
+    # One is one.
+    assert "Marks: the step of this run" in said["schedule"] and "its one step began at timestep" in said["schedule"]
+    assert "over 1 step," in said["attention"] and "of step 1 of 1" in said["guidance"]
+    assert not re.search(r"\b1 (steps|times|words|tokens|chunks)\b", " ".join(said.values()))
+    assert "first step" not in said["guidance"] and not [tag for tag, _ in page.found if tag == "input"]
+
+
+def test_a_page_with_many_words(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "красный 星 🌟 , " + "a (red:1.3) star, " * 60
+    Image.new("RGB", (512, 64), "red").save("wide.png")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{prompt}\n".encode())))
+    command = ("-m", "demo", "-s", "3", "--steps", "1", "--cfg", "1", "--image", "wide.png", "-o", "page.html")
+    done = sdcli("explain", "-", *command, "--assets", "a")
+    assert done.code == 0, done.stderr
+    page, said = check_inert(Path("page.html").read_text("utf-8")), sections("page.html")
+    assert 150 < len(page.texts["h1"]) <= 200 and prompt.startswith(page.texts["h1"][:-1])
+    assert page.texts["p"].count(prompt.strip()) == 1
+    assert "is spelled by its bytes" in said["words"] and "are no words and have no map: ,." in said["attention"]
+    words = [word["word"] for word in json.loads(Path("a/explain.json").read_text())["attention"]["words"]]
+    assert words[:5] == ["красный", "星", "🌟", "a", "red"] and len(words) == 24
+    assert "It had 512 × 64 pixels: what was too much at two sides was cut off" in said["forward"]
+    assert "Every figure below is of this run" in said[None] and "or of the picture of --image" in said[None]
+
+
+def test_a_folder_that_cannot_be_listed(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("closed").mkdir()
+    listed = os.listdir
+
+    def refusing(path: Any = ".") -> list[Any]:
+        if os.fspath(path) == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    done = sdcli("explain", "a star", "-m", "demo", "--assets", "closed")
+    assert done.code == 73 and "closed cannot be listed" in done.stderr and "--assets" in done.stderr
 
 
 # Refusals, before torch is imported
@@ -416,6 +520,10 @@ def test_texts_on_a_page_are_seen_as_they_are() -> None:
         (["-m", "demo", "--assets", "broken"], 73, "broken is not empty"),
         (["-m", "demo", "--image", "none.png"], 66, "none.png"),
         (["-m", "demo", "--image", "file"], 65, "file"),
+        (["-m", "demo", "--set", "hires=2x"], 2, "--set hires= "),
+        (["-m", "demo", "--from", "file"], 65, "file"),
+        (["-m", "demo", "--from", "none.png"], 66, "none.png"),
+        (["-m", "demo", "--from", "-", "-i", "-"], 2, "stdin can be read once"),
     ],
 )
 def test_refusals(argv: list[str], code: int, said: str, sdcli: Sdcli) -> None:
@@ -464,6 +572,11 @@ def test_other_models(name: str, sdcli: Sdcli, tmp_path: Path) -> None:
     assert all(s["error"] < 1e-3 and 0 < s["factor"] < 1 for s in told["guidance"]["steps"])
     text = plain_text(Path("page.html"))
     assert "of step 1 of 3" in text and "asks the network 3 times for 2 steps" in text and "pure noise" in text
+    assert "at the same timestep" in text and "the 3 times that the network was asked" in text
+    first = told["schedule"]["steps"][0]
+    assert f"1.0000 and sigma {first['sigma']:.4f} at timestep 999 are the {first['signal_share']:.3f} and" in text
+    # A model's folder is its owner's to know.
+    assert "does not say where that lies: add --model" in text and str(folder) not in Path("page.html").read_text()
     assert "by 0.7 of the way" in text and f"times {told['guidance']['steps'][0]['factor']:.3f}" in text
     assert "https://arxiv.org/abs/2305.08891" in Path("page.html").read_text("utf-8")
     assert told["words"]["width"] == {"StableDiffusionXLPipeline": 32}.get(name, 1024)

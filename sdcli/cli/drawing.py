@@ -16,8 +16,10 @@ from sdcli.cli.main import closing, leaving_at_once, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
 from sdcli.device import DevicePlan
-from sdcli.errors import CannotCreateOutput, InputMissing, SdcliError, UsageError
+from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, SdcliError, UsageError
+from sdcli.jobs import again
 from sdcli.jobs.jobs import fitted
+from sdcli.metadata.inspecting import Found
 from sdcli.models import Model, ModelSpec, hub
 from sdcli.prompts.wildcards import Expander
 from sdcli.request import WHAT, JobOptions
@@ -80,6 +82,16 @@ def spooled(typed: Mapping[str, Any], others: Iterable[str | None] = ()) -> dict
 
     folder = closing.enter_context(TemporaryDirectory(prefix="sdcli-"))
     return {**typed, "init_image": str(pictures.spooled(sys.stdin.buffer, Path(folder)))}
+
+
+def look(picture: str) -> Found:
+    """Return what a picture (- is stdin) says that is to be drawn again. Raises InputMissing and BadInput."""
+    if picture == "-" and sys.stdin is None:
+        raise InputMissing("stdin is closed", "give the picture's path to --from")
+    found = again.look(picture, sys.stdin.buffer if picture == "-" else None)
+    if found is None:
+        raise BadInput(f"{picture} is the sheet of a grid", "give one of its cells' pictures to --from")
+    return found
 
 
 def resolve(

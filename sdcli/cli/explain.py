@@ -13,15 +13,15 @@ import typer
 
 from sdcli import output, pictures, pipeline
 from sdcli.cli import drawing
-from sdcli.cli.drawing import Assign, Loading, Preset, Size
+from sdcli.cli.drawing import Assign, From, Loading, Preset, Size
 from sdcli.cli.main import app, screen
-from sdcli.cli.shared import Json, Offline, Quiet, Verbose
+from sdcli.cli.shared import Json, Offline, Quiet, Verbose, prompt_of_stdin
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import CannotCreateOutput, UsageError
 from sdcli.explain import charts, explaining, pages
 from sdcli.explain.explaining import Explained
-from sdcli.jobs import jobs
+from sdcli.jobs import again, jobs
 from sdcli.jobs.jobs import Asked, Seeds, fitted
 from sdcli.models import Model, ModelSpec
 from sdcli.pipeline import observing
@@ -30,6 +30,7 @@ from sdcli.request import FROM, GenerationRequest, JobOptions
 from sdcli.settings import Merged
 
 ENDINGS = (".html", ".htm")
+ELSEWHERE = "give another folder to --assets"
 EXAMPLES = """Explain how a picture comes out of noise, on a page with figures of your run.
 
 For Stable Diffusion 1.x, 2.x and XL. Draws up to eight pictures. Needs the extra `show`.
@@ -41,13 +42,18 @@ Examples:
   sdcli explain "a lighthouse at dusk" --seed 7 --assets figures/
 
   sdcli explain "a star" -m demo --image photo.png --json | jq .path
+
+  sdcli explain --from dusk.png
 """
 
 
 @app.command(help=EXAMPLES)
 @options_from(GenerationRequest, ModelSpec, DevicePlan, without=("hires", "upscale"))
 def explain(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What to draw; - reads it from stdin.", show_default=False),
+    ] = None,
     page: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="FILE.html, or FOLDER/.", show_default=False)
     ] = None,
@@ -61,6 +67,7 @@ def explain(
     size: Size = None,
     assign: Assign = None,
     preset: Preset = None,
+    picture: From = None,
     as_json: Json = False,
     offline: Offline = False,
     quiet: Quiet = False,
@@ -70,10 +77,19 @@ def explain(
 ) -> None:  # fmt: skip
     results = drawing.begin(as_json=as_json, print0=False, quiet=quiet, verbose=verbose, offline=offline)
     began = time.monotonic()
-    typed = drawing.spooled(typed)
-    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [])
-    merged, _ = fitted(given.merged(), model)
-    request = _request(drawing.argument(prompt), merged, model)
+    if [prompt, picture].count("-") > 1:
+        raise UsageError("stdin can be read once", "give - once")
+    if prompt is None and picture is None:
+        raise UsageError("there is no PROMPT", "say what to draw, or --from PICTURE")
+    typed = drawing.spooled(typed, [prompt, picture])
+    found = drawing.look(picture) if picture is not None else None
+    text = prompt_of_stdin() if prompt == "-" else prompt and drawing.argument(prompt)
+    of_picture = (again.model(one) for one in [found] if one is not None)
+    given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
+    between = [(found.path, again.values(found))] if found else []
+    nothing = again.nothing(found) if found else ()
+    merged, _ = fitted(given.merged(*between, nothing=nothing), model)
+    request = _request(text, merged, model)
     path = _page(page, request)
     if assets is not None:
         _before(Path(assets))
@@ -84,13 +100,17 @@ def explain(
     if not model.is_here:
         # What its family wants is known only now.
         model = loaded.model
-        merged, _ = fitted(given.knowing(model.defaults).merged(), model)
-        request = msgspec.structs.replace(_request(prompt, merged, model), seed=request.seed)
+        merged, _ = fitted(given.knowing(model.defaults).merged(*between, nothing=nothing), model)
+        request = msgspec.structs.replace(_request(text, merged, model), seed=request.seed)
+    for line in again.missing(found, loaded.model_record.files) if found else []:
+        screen.warn(line)
     request = pipeline.resolve(request, loaded.model)
     tell = _Telling()
-    made = explaining.explain(loaded, request, image=shown, keep=assets is not None, tell=tell)
+    made = explaining.explain(loaded, request, image=shown, again=found, keep=assets is not None, tell=tell)
     for warning in made.generated.warnings:
         screen.warn(warning)
+    if made.again is not None:
+        screen.say(made.again)
     written = output.write(path, made.page, overwrite=page is not None and not output.is_folder(page))
     if assets is not None:
         _write(Path(assets), made)
@@ -100,6 +120,7 @@ def explain(
             {
                 "schema": SCHEMA, "event": "explain", "path": str(written), "assets": assets,
                 "seconds": round(time.monotonic() - began, 3), "pixels": made.generated.record.pixels.sha256,
+                "same": made.same,
             }
         )  # fmt: skip
     else:
@@ -115,13 +136,13 @@ class _Telling:
         screen.step(Step(number=done, of=of, timestep=0.0, latents=None), what)
 
 
-def _request(prompt: str, merged: Merged, model: Model) -> GenerationRequest:
-    """Return the request of a prompt, with its seed; whatever can be refused without torch is refused."""
-    request = merged.over(("argument", {"prompt": prompt})).build(GenerationRequest)
-    observing.check_observed(request, model)
-    jobs.check(request, model, merged)
-    asked = Asked(request=request, options=JobOptions(), styles=merged.templates)
+def _request(prompt: str | None, merged: Merged, model: Model) -> GenerationRequest:
+    """Return the request of a prompt, or of a picture's, with its seed; whatever can be refused without torch is refused."""
+    values = merged if prompt is None else merged.over(("argument", {"prompt": prompt}))
+    asked = Asked(request=values.build(GenerationRequest), options=JobOptions(), styles=merged.templates)
     (job,) = jobs.of_asked(asked, Seeds(None, None), None, lambda r: r, 1)
+    observing.check_observed(job.request, model)
+    jobs.check(job.request, model, merged)
     pipeline.check_prompt(job.request, model)
     return job.request
 
@@ -143,14 +164,14 @@ def _page(asked: str | None, request: GenerationRequest) -> Path:
 
 def _before(folder: Path) -> list[Path]:
     """Return the files that a run before left in a folder; CannotCreateOutput for one that has something else in it."""
-    output.check_folder(folder, "choose another place")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    output.check_folder(folder, ELSEWHERE)
+    if output.is_empty(folder, ELSEWHERE):
         return []
     told = None
     with suppress(OSError, ValueError, RecursionError):
         told = json.loads((folder / explaining.NUMBERS).read_bytes())
     if not isinstance(told, dict) or not {"schema", "record"} <= told.keys():
-        raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --assets, or one of a run before")
+        raise CannotCreateOutput(f"{folder} is not empty", f"{ELSEWHERE}, or one of a run before")
     files = told.get("files")
     names = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
     return [folder / name for name in names if explaining.PICTURE.fullmatch(name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import printable
 from sdcli.cli.shared import Json
-from sdcli.errors import BadInput, InputMissing, UsageError
+from sdcli.errors import BadInput, UsageError
 from sdcli.request import GenerationRequest
 from sdcli.settings import presets as files
 from sdcli.settings.files import Fault
@@ -302,13 +301,9 @@ def _assigned(assigned: list[str]) -> dict[str, Any]:
 
 def _of_picture(picture: str, *, with_seed: bool) -> tuple[dict[str, Any], list[str]]:
     """Return a picture's fields that are no defaults, without its prompt, and what to say about it in comments."""
-    from sdcli.jobs import again
+    from sdcli.cli import drawing
 
-    if picture == "-" and sys.stdin is None:
-        raise InputMissing("stdin is closed", "give the picture's path to --from")
-    found = again.look(picture, sys.stdin.buffer if picture == "-" else None)
-    if found is None:
-        raise BadInput(f"{picture} is the sheet of a grid", "give one of its cells' pictures to --from")
+    found = drawing.look(picture)
     defaults = {f: settings.names()[f].default for f in GenerationRequest.__struct_fields__ if f != "prompt"}
     said = {field: value for field, value in found.request.items() if field in defaults and value is not None}
     if not with_seed:

@@ -149,7 +149,7 @@ def similarity(words: Sequence[str], values: Any, alt: str) -> Chart:
 
 
 def line(values: Sequence[tuple[float, float]], marked: float | None, names: tuple[str, str], alt: str) -> Chart:
-    """Chart (x, y) points as a line, with one x marked; `names` are those of the axes."""
+    """Chart (x, y) points as a line, x of them whole numbers, with one x marked; `names` are those of the axes."""
 
     def draw(axes: Any, colours: Colours) -> None:
         axes.plot(
@@ -157,6 +157,7 @@ def line(values: Sequence[tuple[float, float]], marked: float | None, names: tup
         )
         if marked is not None:
             axes.axvline(marked, color=colours["second"], linewidth=1.2, linestyle="--")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
@@ -177,6 +178,9 @@ def bars(names: Sequence[str], pairs: Sequence[tuple[float, float]], kinds: tupl
         axes.set_xlabel("%")
         axes.grid(color=colours["line"], linewidth=0.5, axis="x")
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, labelcolor=colours["text"], loc="lower right")
+        # Above the bars, which may be as long as the chart is wide.
+        axes.legend(
+            frameon=False, labelcolor=colours["text"], loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0
+        )
 
     return chart(draw, (WIDTH, 0.9 + 0.34 * len(names)), alt)

@@ -21,6 +21,7 @@ from sdcli.request import GenerationRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sdcli.metadata.inspecting import Found
     from sdcli.pipeline import Pipeline, Step
     from sdcli.record import GeneratedImage
 
@@ -37,30 +38,40 @@ Tell = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
-    """The page (UTF-8), the files that go beside it by their names (none where none are wanted), and the picture."""
+    """The page (UTF-8), the files that go beside it by their names (none where none are wanted), and the picture; of one that was
+    drawn again what is to be said of that, and whether its pixels are those that its record says (None: it says none)."""
 
     page: bytes
     files: dict[str, bytes]
     generated: GeneratedImage
+    again: str | None = None
+    same: bool | None = None
 
 
 def explain(
-    pipeline: Pipeline, request: GenerationRequest, *, image: Image | None, keep: bool, tell: Tell
+    pipeline: Pipeline, request: GenerationRequest, *, image: Image | None, again: Found | None, keep: bool, tell: Tell
 ) -> Explained:
-    """Draw a resolved request's picture and explain it; `image` takes its place where noise is put onto a picture.
+    """Draw a resolved request's picture and explain it; `image` takes its place where noise is put onto a picture, `again` is
+    the picture that the request is of.
 
     With `keep` there are files besides. Raises UsageError without the libraries of the extra `show`, and what drawing raises.
     """
     pages.environment()
-    return _Explaining(pipeline, request, image, keep, tell).explain()
+    return _Explaining(pipeline, request, image, again, keep, tell).explain()
 
 
 class _Explaining:
     def __init__(
-        self, pipeline: Pipeline, request: GenerationRequest, image: Image | None, keep: bool, tell: Tell
+        self,
+        pipeline: Pipeline,
+        request: GenerationRequest,
+        image: Image | None,
+        again: Found | None,
+        keep: bool,
+        tell: Tell,
     ) -> None:
         assert request.seed is not None
-        self.pipeline, self.request, self.image = pipeline, request, image
+        self.pipeline, self.request, self.image, self.again = pipeline, request, image, again
         self.seed = request.seed
         self.album = Album(keep=keep)
         self.tell = tell
@@ -76,14 +87,14 @@ class _Explaining:
         seen = observing.observe(self.pipeline, self.request, self._hear("drawing, and looking inside"))
         self.drawn += 1
         self.final = seen.generated.image
-        source, called = self.final, "the finished picture"
+        source, called, was = self.final, "the finished picture", self.final.size
         if self.image is not None:
             source = pictures.fitted(pictures.on_white(self.image), self.final.size, "fill").image
-            called = "the picture of --image"
+            called, was = "the picture of --image", self.image.size
         figures = Figures(
             pipeline=self.pipeline, request=self.request, album=self.album, seen=seen,
             read=observing.words(self.pipeline, self.request), source=source, source_name=called,
-            by_guidance=self._guidances(), by_seed=self._seeds(),
+            source_size=was, again=self.again, by_guidance=self._guidances(), by_seed=self._seeds(),
         )  # fmt: skip
         shown = {"final": figures.final()}
         for at, (name, make) in enumerate(figures.each()):
@@ -97,7 +108,8 @@ class _Explaining:
             self.album.files[NUMBERS] = json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode(
                 "utf-8", "backslashreplace"
             )
-        return Explained(page=page, files=self.album.files, generated=seen.generated)
+        again, same = numbers["final"]["again"], numbers["final"]["same"]
+        return Explained(page=page, files=self.album.files, generated=seen.generated, again=again, same=same)
 
     def _hear(self, what: str) -> Callable[[Step], None]:
         def told(step: Step) -> None:

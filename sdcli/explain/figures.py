@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from sdcli import models
-from sdcli.explain import charts, painting
+from sdcli.explain import charts, commands, painting
 from sdcli.explain.painting import Album
+from sdcli.metadata.inspecting import Found
 from sdcli.pipeline import observing
 from sdcli.request import GenerationRequest
 
@@ -18,11 +22,13 @@ if TYPE_CHECKING:
 
     from sdcli.pipeline import Pipeline
     from sdcli.pipeline.observing import Moment, Observed, Words
+    from sdcli.record import Record
 
 # The levels of noise that are shown, as shares of the training's timesteps.
 LEVELS = (0.1, 0.25, 0.5, 0.75, 1.0)
 # So many steps are shown of more, evenly; so many words of more, the first; each word's steps in so many parts.
-MOST_STEPS, MOST_WORDS, PARTS = 50, 40, 4
+MOST_STEPS, MOST_WORDS, PARTS = 50, 24, 4
+MOST_SIGNS = 10
 # Sides in pixels of the small pictures of a page.
 FRAME, SMALL = 384, 192
 AMPLIFIED = 8
@@ -31,8 +37,9 @@ AMPLIFIED = 8
 @dataclass(frozen=True, kw_only=True)
 class Figures:
     """The figures of a resolved request's run: `seen` is the run, `read` how its prompt was read, and `source` the picture
-    (RGB, of the same size), called `source_name`, that noise is put on and that goes through the autoencoder. `by_guidance`
-    and `by_seed` are the same picture otherwise drawn, of seeds the run's own first. Pictures go into the album."""
+    (RGB, of the same size; of `source_size` before it was fitted), called `source_name`, that noise is put on and that goes
+    through the autoencoder. `again` is the picture that the request is of, None where it is of none. `by_guidance` and `by_seed`
+    are the same picture otherwise drawn, of seeds the run's own first. Pictures go into the album."""
 
     pipeline: Pipeline
     request: GenerationRequest
@@ -41,6 +48,8 @@ class Figures:
     read: Words
     source: Image
     source_name: str
+    source_size: tuple[int, int]
+    again: Found | None
     by_guidance: Sequence[tuple[float, Image]]
     by_seed: Sequence[tuple[int, Image]]
 
@@ -68,10 +77,23 @@ class Figures:
         return chart
 
     def final(self) -> dict[str, Any]:
+        from markupsafe import escape
+
         record, request = self.seen.generated.record, self.request
+        said, same = _again(self.again, record)
+        # Of files it has the names, as the picture's record has: a page is passed on.
+        made = Found(
+            path="", format="sdcli", request=msgspec.to_builtins(record.request), model=None, unmapped={}, raw={}, record=record
+        )  # fmt: skip
         alt = f"The finished picture of: {request.prompt}"
+        command = commands.in_full(made, "")
+        if command is not None:
+            # What it would choose itself depends on the machine, and the pixels on it.
+            command = command.replace("sdcli generate", f"sdcli generate --dtype {record.plan.dtype}", 1)
         return {
             "picture": self.album.add("picture", self.picture, alt, exact=True),
+            # As it is: a line's end inside quotes is one of the prompt's.
+            "command": escape(command or ""),
             "numbers": {
                 "prompt": request.prompt,
                 "negative_prompt": request.negative_prompt,
@@ -91,6 +113,10 @@ class Figures:
                 "dtype": record.plan.dtype,
                 "seconds": record.seconds.draw + record.seconds.decode,
                 "pixels": record.pixels.sha256,
+                "again": said,
+                "same": same,
+                "command": command,
+                "command_note": commands.note(made),
             },
         }
 
@@ -114,6 +140,7 @@ class Figures:
             "names": names,
             "left_out": len(self.read.words) - len(shown),
             "likest": _likest(self.read),
+            "in_bytes": self.read.in_bytes,
             "numbers": {
                 "chunks": [
                     [{"text": t.text, "id": t.id, "weight": t.weight, "position": t.position} for t in chunk]
@@ -138,17 +165,7 @@ class Figures:
 
     def schedule(self) -> dict[str, Any]:
         signals, sigmas = observing.training(self.pipeline)
-        steps = []
-        for moment in self.seen.moments:
-            if moment.signal is None or moment.sigma is None:
-                continue
-            size = math.hypot(moment.signal, moment.sigma)
-            steps.append(
-                {
-                    "number": moment.number, "timestep": moment.timestep, "signal": moment.signal, "sigma": moment.sigma,
-                    "signal_share": moment.signal / size, "sigma_share": moment.sigma / size,
-                }
-            )  # fmt: skip
+        steps = [_shares(m) for m in self.seen.moments if m.before is not None]
         alt = (
             f"Signal and noise over {len(signals)} timesteps of training: from nearly all noise at the left to nearly none at "
             f"the right. {len(steps)} marks show the steps of this run."
@@ -182,7 +199,7 @@ class Figures:
         return {
             "source": self.album.add("forward-picture", self.source, alt, largest=FRAME),
             "levels": shown,
-            "numbers": {"of": self.source_name, "levels": levels},
+            "numbers": {"of": self.source_name, "size": list(self.source_size), "levels": levels},
         }
 
     def backward(self) -> dict[str, Any]:
@@ -202,9 +219,14 @@ class Figures:
                 for name, picture, alt in zip(names, decoded[3 * at : 3 * at + 3], alts, strict=True)
             ]
             frames.append({"number": moment.number, "pictures": three, **_told(moment)})
+        shares = map(_shares, known)
+        times = [m.timestep for m in known]
         return {
             "frames": frames,
             "of": len(self.seen.moments),
+            "scaled": next((s for s in shares if abs(s["sigma"] - s["sigma_share"]) > 1e-3), None),
+            # A step is tried where it would end: never before there was one.
+            "tries": any(a == b for a, b in zip(times[1:], times[2:], strict=False)),
             "numbers": {"steps": [{"number": m.number, **_told(m)} for m in known]},
         }
 
@@ -239,16 +261,13 @@ class Figures:
             }
             for m in both
         ]  # fmt: skip
-        chart = charts.line(
-            [(s["number"], s["difference"]) for s in steps],
-            moment.number,
-            ("step", "difference (rms)"),
-            f"How far the prompt moves the clean latent in each step; the dashed line is step {moment.number}.",
-        )
+        alt = f"How far the prompt moves the clean latent in each step; the dashed line is step {moment.number}."
+        points = [(s["number"], s["difference"]) for s in steps]
+        chart = charts.line(points, moment.number, ("step", "difference (rms)"), alt) if len(points) > 1 else None
         return {
             "step": moment.number,
             "pictures": shown,
-            "chart": self._chart("guidance", chart),
+            "chart": self._chart("guidance", chart) if chart else None,
             "scales": scales,
             "numbers": {
                 "scale": self.request.guidance_scale,
@@ -294,6 +313,7 @@ class Figures:
         return {
             "words": shown,
             "left_out": len(speaking) - len(shown),
+            "signs": list(dict.fromkeys(w.text for w in self.read.words if not w.speaks))[:MOST_SIGNS],
             "numbers": {
                 "layers": layers,
                 "steps": last,
@@ -371,6 +391,28 @@ class Figures:
             for seed, p in self.by_seed
         ]
         return {"pictures": shown, "numbers": {"seeds": [seed for seed, _ in self.by_seed]}}
+
+
+def _again(picture: Found | None, record: Record) -> tuple[str | None, bool | None]:
+    """Return what is to be said of a picture that was drawn again, and whether it has the pixels that its record says."""
+    if picture is None:
+        return None, None
+    name = Path(picture.path).name
+    if picture.record is None:
+        return f"Drawn from what {name} says, which is not its pixels.", None
+    same = picture.record.pixels.sha256 == record.pixels.sha256
+    how = "pixel for pixel as" if same else "but not with the pixels that"
+    return f"Drawn again from {name}, {how} its record says.", same
+
+
+def _shares(moment: Moment) -> dict[str, Any]:
+    """Return of which signal and noise a step's latents consist, and what that is at unit size."""
+    assert moment.signal is not None and moment.sigma is not None
+    size = math.hypot(moment.signal, moment.sigma)
+    return {
+        "number": moment.number, "timestep": moment.timestep, "signal": moment.signal, "sigma": moment.sigma,
+        "signal_share": moment.signal / size, "sigma_share": moment.sigma / size,
+    }  # fmt: skip
 
 
 def _told(moment: Moment) -> dict[str, Any]:

@@ -276,13 +276,8 @@ def steps_folder(path: str, *, overwrite: bool) -> Path:
     """Return the folder that steps go to; CannotCreateOutput for one that has something in it, unless `overwrite`."""
     folder = Path(path)
     output.check_folder(folder, ELSEWHERE)
-    try:
-        if not overwrite and folder.is_dir() and any(folder.iterdir()):
-            raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --save-steps, or --overwrite")
-    except OSError as error:
-        raise CannotCreateOutput(
-            f"the folder {folder} cannot be listed: {error.strerror}", "give another folder to --save-steps"
-        ) from error
+    if not overwrite and not output.is_empty(folder, "give another folder to --save-steps"):
+        raise CannotCreateOutput(f"{folder} is not empty", "give another folder to --save-steps, or --overwrite")
     return folder
 
 

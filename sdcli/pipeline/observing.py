@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -40,7 +41,8 @@ def check_observed(request: GenerationRequest, model: Model) -> None:
         )
     for field in ("hires", "upscale"):
         if getattr(request, field) is not None:
-            raise UsageError(f"--{field} can't be explained: it draws over what is shown", f"leave --{field} out")
+            hint = f"leave it out; --set {field}= takes it out of what a preset, the settings or a picture say"
+            raise UsageError(f"{field} can't be explained: it draws over what is shown", hint)
     if request.strength == 0:
         raise UsageError("with --strength 0 nothing is drawn, so there is nothing to explain", "raise it")
 
@@ -449,16 +451,18 @@ class Word:
 
     @property
     def speaks(self) -> bool:
-        """Whether it is more than punctuation."""
-        return any(c.isalnum() for c in self.text)
+        """Whether it is more than punctuation: a word, a number or an emoji."""
+        return any(c.isalnum() or unicodedata.category(c) == "So" for c in self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """How a prompt was read: its chunks of tokens, its words, what was cut; for each word the cosine of its embedding's angle
+    """How a prompt was read: its chunks of tokens, whether some of them are only bytes of a character, its words, what was cut;
+    for each word the cosine of its embedding's angle
     with each other's, NumPy (words, words); how wide embeddings are, and until which step (None: the last) these words held."""
 
     chunks: tuple[tuple[Seen, ...], ...]
+    in_bytes: bool
     words: tuple[Word, ...]
     cut: str
     limit: int
@@ -488,11 +492,12 @@ def words(pipeline: Pipeline, request: GenerationRequest) -> Words:
     )
     tokenizer = getattr(pipeline.pipe, encoder.reader.name)
     found = tuple(word for chunk in chunks for word in _joined(chunk, tokenizer))
+    in_bytes = any("\N{REPLACEMENT CHARACTER}" in tokenizer.decode([t.id]) for chunk in chunks for t in chunk)
     embeds = encoded.at(1)[0][0].float().cpu()
     means = [embeds[list(word.positions)].mean(0) for word in found]
     unit = torch.nn.functional.normalize(torch.stack(means), dim=1) if means else torch.zeros((0, 1))
     return Words(
-        chunks=chunks, words=found, cut=read.cut, limit=encoder.reader.limit, vocabulary=len(tokenizer),
+        chunks=chunks, in_bytes=in_bytes, words=found, cut=read.cut, limit=encoder.reader.limit, vocabulary=len(tokenizer),
         similarity=(unit @ unit.T).numpy(), width=embeds.shape[1],
         until=encoded.schedule[0][0] if encoded.changes else None,
     )  # fmt: skip
