@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 
 import sdcli as library
-from sdcli.cli import seeing
 from sdcli.jobs import watching
 from sdcli.pipeline import previewing
 from tests.conftest import Sdcli, pixels, record_of
@@ -222,16 +220,12 @@ def test_a_map_is_fitted_and_the_device_is_free_again(monkeypatch: pytest.Monkey
     assert freed
 
 
-def test_a_family_whose_latents_are_its_own(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_whose_latents_are_its_own(sdcli: Sdcli, tmp_path: Path) -> None:
     from tests.families import saved
 
     model = str(saved("FluxPipeline", tmp_path / "flux"))
     done = sdcli("generate", "a star", "-m", model, "--steps", "2", "--size", "32x32", "--animate", "x.gif")
     assert done.code == 2 and "its steps can't be shown" in done.stderr
-    said: list[str] = []
-    monkeypatch.setattr(seeing.screen, "say", said.append)
-    terminal = seeing.Terminal(io.StringIO(), "blocks")
-    assert seeing.previews(terminal, library.load(model), 1) == [] and "no preview" in said[0]
 
 
 def test_pictures_come_before_what_is_made_of_their_steps(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -28,12 +29,15 @@ from PIL import Image
 import sdcli as library
 from sdcli.cli import seeing
 from sdcli.cli.main import screen
+from sdcli.errors import NotFinite
 from sdcli.jobs.jobs import Job
-from sdcli.pipeline import Step, previewing
+from sdcli.pipeline import Step, passes, previewing
 from tests.conftest import Outcome, Sdcli, pixels
 
 RED, BLUE, GREEN, WHITE = (230, 20, 30), (20, 40, 220), (10, 160, 60), (255, 255, 255)
 DRAW = ("generate", "a red circle on a blue background", "-m", "demo", "-s", "3")
+# A row that is erased, with the cursor on the one above then.
+ERASED = "\x1b[2K\x1b[A"
 # What terminals are asked: whether they know sixels, kitty's graphics, and how large a cell is.
 SIXEL, KITTY, CELL = b"\x1b[c", re.compile(rb"\x1b_Gi=(\d+),s=1,v=1,a=q[^\x1b]*\x1b\\"), b"\x1b[16t"
 
@@ -153,6 +157,24 @@ def test_terminals_of_256_colours(sdcli: Sdcli, picture: Path, monkeypatch: pyte
     assert "38;2;" not in text
 
 
+def test_of_several_some_cannot_be_shown(sdcli: Sdcli, picture: Path) -> None:
+    Path("text.png").write_text("no picture")
+    done = sdcli("show", "nothing.png", "quarters.png", "text.png", "quarters.png", "--graphics", "iterm2")
+    assert done.code == 1 and done.stdout.count(b"\x1b]1337;File=") == 2
+    assert [line for line in done.stderr.splitlines() if "hint" not in line] == [
+        "error: nothing.png is not there", "quarters.png", "error: text.png is no picture", "quarters.png",
+        "error: 2 of 4 pictures could not be shown",
+    ]  # fmt: skip
+    assert done.stderr.count("  hint: ") == 3
+
+
+def test_nobody_knows_where_a_pipe_was_kept(process: Sdcli) -> None:
+    done = process("show", "-", "--graphics", "sixel")
+    assert done.code == 65 and done.stderr.startswith("error: stdin is no picture\n")
+    done = process("generate", "a star", "-m", "demo", "--init-image", "-", "--dry-run", stdin=b"no picture")
+    assert done.code == 65 and done.stderr.startswith("error: stdin is no picture\n")
+
+
 def test_from_stdin_and_several(process: Sdcli, picture: Path) -> None:
     done = process("show", "-", "quarters.png", "--graphics", "iterm2", stdin=picture.read_bytes())
     assert done.code == 0 and done.stdout.count(b"\x1b]1337;File=") == 2
@@ -178,7 +200,7 @@ def test_refused(sdcli: Sdcli, picture: Path, argv: list[str], code: int, said: 
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        ("--graphics blocks >/dev/full", 74, "stdout can't be written"),
+        ("nothing.png --graphics blocks >/dev/full", 74, "stdout can't be written"),
         ("--graphics sixel >&-", 73, "stdout is closed"),
     ],
 )
@@ -188,6 +210,7 @@ def test_stdout_is_the_result(picture: Path, command: str, code: int, said: str)
         cwd=picture.parent, timeout=60,
     )  # fmt: skip
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+    assert "nothing.png" not in done.stderr  # It ends at once.
 
 
 def test_whoever_reads_stdout_has_gone(picture: Path) -> None:
@@ -248,11 +271,13 @@ def on_a_terminal(
     answers: bool = True,
     knows: Sequence[str] = (),
     typed: bytes = b"",
+    interrupts_at: bytes | None = None,
     piped: bool = True,
 ) -> Session:
     """Run a command whose stdin and stderr are a terminal, and stdout too unless `piped`.
 
-    It is of 80 columns and 30 rows, answers what it is asked and knows the protocols that it `knows`.
+    It is of 80 columns and 30 rows, answers what it is asked and knows the protocols that it `knows`. Ctrl-C is typed once it
+    has got `interrupts_at`.
     """
     own = {
         "TERM": "xterm-256color",
@@ -293,6 +318,9 @@ def on_a_terminal(
                 out += data
             else:
                 seen += data
+        if interrupts_at is not None and interrupts_at in seen:
+            interrupts_at = None
+            os.write(terminal, b"\x03")
         if not answers:
             continue
         asked = KITTY.search(seen) if "kitty" in knows else None
@@ -374,6 +402,22 @@ def test_a_terminal_that_does_not_answer(picture: Path) -> None:
     assert time.monotonic() - began < 60 and b"Traceback" not in done.seen
 
 
+def test_a_dumb_terminal(picture: Path) -> None:
+    """It is asked nothing, and shown no picture unless somebody says how."""
+    dumb = {"TERM": "dumb"}
+    done = on_a_terminal(command("show", "quarters.png"), picture.parent, env=dumb, piped=False)
+    assert done.code == 2 and b"dumb" in done.seen and b"--graphics" in done.seen and b"\x1b" not in done.seen
+    argv = command("show", "quarters.png", "--graphics", "sixel", "--width", "20")
+    done = on_a_terminal(argv, picture.parent, env=dumb, piped=False)
+    assert done.code == 0 and has_four_quarters(sixel(done.seen.decode()), 3) and CELL not in done.seen
+
+
+def test_no_line_is_wider_than_the_terminal(picture: Path) -> None:
+    argv = command("show", "quarters.png", "--graphics", "blocks", "--width", "200")
+    done = on_a_terminal(argv, picture.parent, piped=False)
+    assert done.code == 0 and blocks(done.seen.decode()).shape == (80, 80, 3)
+
+
 def test_what_is_typed_ahead_is_for_the_next(picture: Path) -> None:
     script = f"{sys.executable} -m sdcli show quarters.png; read line; echo got $line."
     done = on_a_terminal(["sh", "-c", script], picture.parent, typed=b"hello\n", knows=["sixel"], piped=False)
@@ -399,7 +443,7 @@ def test_a_preview_forms_in_its_place(watched: Callable[..., tuple[Outcome, str]
     assert len(set(rows)) == 1 and rows[0] > 10
     for part in parts[1:-1]:
         assert f"\r\x1b[{rows[0]}A" in part
-    assert parts[-1].rstrip().endswith(f"\r\x1b[{rows[0]}A\x1b[J")
+    assert parts[-1].rstrip().endswith(f"\r{ERASED * rows[0]}\x1b[J")
     # The last preview is like the picture, and the finished one is the picture.
     made, last, final = pixels(tmp_path / "x.png"), blocks(parts[-2]), blocks(after)
     assert np.abs(final - resized(made, final)).mean() < 3 and np.abs(last - resized(made, last)).mean() < 40
@@ -431,7 +475,51 @@ def test_where_nothing_is_drawn(watched: Callable[..., tuple[Outcome, str]], how
 def test_a_terminal_that_does_not_say_its_size(watched: Callable[..., tuple[Outcome, str]]) -> None:
     """It is taken for one of 80 columns and 24 rows."""
     done, seen = watched(*DRAW, "--steps", "2", "--show", "-o", "x.png", rows=0, columns=0)
-    assert done.code == 0 and blocks(seen).shape == (44, 44, 3)
+    assert done.code == 0 and blocks(seen).shape == (38, 38, 3)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(100, 30), (80, 24), (40, 10)])
+def test_what_is_said_stays_in_sight(watched: Callable[..., tuple[Outcome, str]], columns: int, rows: int) -> None:
+    done, seen = watched(*DRAW, "--steps", "1", "--show", "-o", "x.png", columns=columns, rows=rows)
+    after = seen[seen.index("seed 3") :]
+    # Besides the path, which is on stdout, and the shell's next prompt.
+    assert done.code == 0 and rows - 4 <= after.count("\n") + 2 <= rows and blocks(after).shape[0] == 2 * (rows - 5)
+
+
+@pytest.mark.parametrize(
+    ("way", "width", "line", "rows"),
+    [
+        ("blocks", 100, 10, 20), ("blocks", 45, 60, 21), ("blocks", 39, 10, 29), ("blocks", 10, 10, 29), ("sixel", 20, 30, 21),
+        ("iterm2", 20, 30, 21), ("kitty", 20, 30, 29),
+    ],
+)  # fmt: skip
+def test_a_terminal_that_has_been_resized(
+    way: seeing.Protocol, width: int, line: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that are wider than it is now have been wrapped; pictures that are no characters have not."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    ours, theirs = pty.openpty()
+    written: list[str] = []
+    with open(theirs, "w", encoding="utf-8") as stream:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+        terminal = seeing.Terminal(stream, way, write=written.append)
+        terminal.over(Image.new("RGB", (16, 16), RED), "x" * line)
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+        terminal.over(Image.new("RGB", (16, 16), RED), "forming")
+    os.close(ours)
+    across = min(40, width)
+    again = f"\r\x1b[{rows}A" if (rows, across) == (20, 40) else f"\r{ERASED * rows}\x1b[J"
+    assert written[1].startswith(again) and ("\x1b[J" in written[1]) == again.endswith("J")
+
+
+def test_a_preview_s_line_has_room(
+    watched: Callable[..., tuple[Outcome, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of wide characters too; and for what the terminal echoes of Ctrl-C."""
+    monkeypatch.setattr(seeing, "SHARE", 100.0)
+    done, seen = watched("generate", "月" * 60, "-m", "demo", "--steps", "2", "-o", "x.png", "--preview")
+    (line, *_) = re.findall(r"s/step  (月+)", seen)
+    assert done.code == 0 and 25 <= len(line) <= (80 - 3 - len("1/2, 0.00 s/step  ")) / 2
 
 
 def test_silence_off_a_terminal(sdcli: Sdcli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,6 +544,110 @@ def test_a_batch_and_a_grid(watched: Callable[..., tuple[Outcome, str]], tmp_pat
     assert done.code == 0 and np.array_equal(iterm2(seen), pixels(sheet))
 
 
+@pytest.fixture
+def each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show each step, however little time it takes."""
+    monkeypatch.setattr(seeing, "SHARE", 100.0)
+
+
+SMALL = ("-m", "demo", "--steps", "2", "--size", "64x64", "--batch-size", "1", "-s", "3")
+
+
+def labels(seen: str) -> list[str]:
+    """Return what stands under the previews of second steps."""
+    return re.findall(r"2/2, [\d.]+ s/step  ([^\r]*)\r", seen)
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """Return what a folder's journal says, without what differs from run to run."""
+    (journal,) = folder.glob("*.jsonl")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("time", "path", "seconds", "seed")} for line in lines]
+
+
+@pytest.mark.usefixtures("each_step")
+def test_a_batch_that_is_looked_at(sdcli: Sdcli, watched: Callable[..., tuple[Outcome, str]], tmp_path: Path) -> None:
+    """It is the same as without; what was skipped counts; nothing is left on the terminal."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue star\na green square\na red circle\n")
+    plain = sdcli("batch", "prompts.txt", *SMALL, "-o", "plain/", "--json")
+    done, seen = watched("batch", "prompts.txt", *SMALL, "-o", "seen/", "--json", "--preview")
+    assert done.code == plain.code == 0 and labels(seen) == [
+        "1/4 a red circle",
+        "2/4 a blue star",
+        "3/4 a green square",
+    ]
+    assert [e["event"] for e in done.events] == [e["event"] for e in plain.events]
+    assert told(tmp_path / "seen") == told(tmp_path / "plain") and len(told(tmp_path / "seen")) >= 3
+    made = sorted(path.name for path in (tmp_path / "seen").glob("*.png"))
+    assert made == sorted(path.name for path in (tmp_path / "plain").glob("*.png")) and len(made) == 3
+    assert all(np.array_equal(pixels(tmp_path / "seen" / name), pixels(tmp_path / "plain" / name)) for name in made)
+    # Each picture's last preview is taken away, and the bar comes between them.
+    ends = re.findall(r"2/2, [\d.]+ s/step  [^\r]*\r((?:\x1b\[2K\x1b\[A)+)\x1b\[J", seen)
+    assert (
+        ends == [ERASED * 20] * 3 and seen.endswith("\n") and "4 drawn" in seen and seen.count("▀") == 3 * 2 * 20 * 40
+    )
+    for name in made[:2]:
+        (tmp_path / "seen" / name).unlink()
+    done, seen = watched("batch", "prompts.txt", *SMALL, "-o", "seen/", "--preview", "--batch-size", "2")
+    assert done.code == 0 and len(labels(seen)) == 1 and re.match(r"[123]/4 a ", labels(seen)[0])
+
+
+@pytest.mark.usefixtures("each_step")
+def test_a_grid_and_a_stream_that_are_looked_at(
+    watched: Callable[..., tuple[Outcome, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, seen = watched("grid", "a star", "--x", "seed=1,2", *SMALL[:-2], "--preview")
+    assert done.code == 0 and labels(seen) == ["1/2 a star", "2/2 a star"]
+    lines = b'{"prompt": "a red circle"}\n{"prompt": "2 stars"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    done, seen = watched("batch", "-", "--stream", *SMALL, "--preview", "-o", "stream/")
+    assert done.code == 0 and labels(seen) == ["1: a red circle", "2: 2 stars"] and len(done.events) == 2
+
+
+@pytest.mark.usefixtures("each_step")
+@pytest.mark.parametrize("run", [("batch", "prompts.txt"), ("generate", "a star", "a red circle", "-o", "x/")], ids=str)
+def test_steps_that_cannot_be_shown(
+    watched: Callable[..., tuple[Outcome, str]], tmp_path: Path, run: Sequence[str]
+) -> None:
+    """That is said once, and there is a bar as without."""
+    from tests.families import saved
+
+    (tmp_path / "prompts.txt").write_text("a star\na red circle\n")
+    model = str(saved("FluxPipeline", tmp_path / "flux"))
+    some = ("-m", model, "--steps", "2", "--size", "32x32", "--batch-size", "1")
+    done, seen = watched(*run, *some, "--preview")
+    assert done.code == 0 and seen.count("no preview: ") == seen.count("its steps can't be shown") == 1
+    assert len(done.lines) == 2 and "━" in seen and "▀" not in seen
+
+
+@pytest.mark.usefixtures("each_step")
+def test_failures_leave_a_clean_terminal(
+    watched: Callable[..., tuple[Outcome, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a star\na red circle\n")
+
+    def decode(*_: Any, **__: Any) -> Any:
+        raise NotFinite("the picture's values are not finite")
+
+    monkeypatch.setattr(passes.StableDiffusion, "_decode", decode)
+    done, seen = watched("batch", "prompts.txt", *SMALL, "--preview")
+    assert done.code == 1 and labels(seen) == ["1/2 a star", "2/2 a red circle"], seen[-2000:]
+    assert len(re.findall(r"A\x1b\[J\x1b\[31merror: \x1b\[0mthe picture's values", seen)) == 2
+
+
+def test_after_ctrl_c_nothing_forms_any_more(tmp_path: Path) -> None:
+    """What is said of it stands under the preview, which stays: what is taken away would be counted wrong."""
+    (tmp_path / "prompts.txt").write_text("a star\na red circle\n")
+    some = ("-m", "demo", "--steps", "200", "--batch-size", "1", "-o", "x/")
+    argv = command("batch", "prompts.txt", *some, "--preview", "--graphics", "blocks")
+    done = on_a_terminal(argv, tmp_path, interrupts_at=b"s/step")
+    assert done.code == 130 and done.out.count(b"\n") == 1
+    before, after = done.seen.decode().split("finishing what is in flight; once more stops at once\r\n")
+    assert "▀" in before and before.endswith("\r\n")
+    assert "▀" not in after and "\x1b[J" not in after and "\x1b[A" not in after
+
+
 @pytest.mark.parametrize("run", ["generate", "batch", "grid"])
 def test_graphics_of_nothing(sdcli: Sdcli, run: str) -> None:
     Path("x.txt").write_text("a star\n")
@@ -465,6 +657,15 @@ def test_graphics_of_nothing(sdcli: Sdcli, run: str) -> None:
     done = sdcli(*argv, "--graphics", "sixels", "--show", "--dry-run")
     assert done.code == 2 and "did you mean sixel" in done.stderr
     assert sdcli(*argv, "--graphics", "sixel", "--show", "--dry-run").code == 0
+    assert sdcli(*argv, "--graphics", "sixel", "--preview", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("run", ["generate", "batch", "grid"])
+def test_a_dry_run_asks_no_terminal(watched: Callable[..., tuple[Outcome, str]], tmp_path: Path, run: str) -> None:
+    (tmp_path / "x.txt").write_text("a star\n")
+    argv = (run, *{"batch": ["x.txt"], "grid": ["a star", "--x", "steps=1,2"]}.get(run, ["a star"]), "-m", "demo")
+    done, seen = watched(*argv, "--preview", "--show", "--dry-run")
+    assert done.code == 0 and done.lines and "\x1b" not in seen
 
 
 # Previews
@@ -547,6 +748,11 @@ def test_a_preview_is_paid_for_before_it_is_shown(
     shown: list[str] = []
 
     class Slow:
+        is_clear = True
+
+        def clear(self) -> None:
+            pass
+
         def over(self, image: Any, line: str) -> None:
             shown.append(line)
             clock[0] += cost

@@ -14,7 +14,7 @@ from sdcli.cli import batching, drawing, seeing
 from sdcli.cli.batching import HOW_IT_RUNS, FailFast, Fresh, MaxFailures, RetryFailed
 from sdcli.cli.drawing import Assign, DryRun, Loading, Preset, Size
 from sdcli.cli.main import app, finishing, screen
-from sdcli.cli.seeing import Graphics, Show
+from sdcli.cli.seeing import Graphics, Preview, Show
 from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -80,6 +80,7 @@ def batch(
             help="Answer each line of stdin with JSON as it comes.",
         ),
     ] = False,
+    preview: Preview = False,
     show: Show = False,
     graphics: Graphics = None,
     preset: Preset = None,
@@ -97,7 +98,7 @@ def batch(
     typed: dict[str, Any],
 ) -> None:  # fmt: skip
     results = drawing.begin(as_json=as_json or stream, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
-    way = seeing.protocol(graphics, show=show)
+    way = seeing.protocol(graphics, preview=preview, show=show)
     files = files or []
     if files.count("-") > 1:
         raise UsageError("stdin can be read once", "give - once")
@@ -116,7 +117,9 @@ def batch(
     planner = Planner(given=given, model=model, expander=drawing.expander(options))
     load = Loading(model, spec, plan)
     failures = 1 if fail_fast else max_failures
-    shown = seeing.between(seeing.terminal(way, wanted=show and not dry_run))
+    terminal = seeing.terminal(way, wanted=(preview or show) and not dry_run)
+    shown = seeing.between(terminal) if show else None
+    forming = terminal if preview else None
     if stream:
         if files != ["-"] or dry_run or again_from:
             raise UsageError(
@@ -140,7 +143,7 @@ def batch(
             coming = batches.arriving(sys.stdin.buffer, planner, input_format, interrupted)
             how = batching.how(
                 ready, load, where, out, results, Tally(total=None), answers=True, in_order=True,
-                retry_failed=retry_failed, max_failures=failures, interrupted=interrupted, show=shown,
+                retry_failed=retry_failed, max_failures=failures, interrupted=interrupted, preview=forming, show=shown,
             )  # fmt: skip
             batching.go(how, ready, batches.jobs(coming, ready, planner.expander), results)
         return
@@ -169,7 +172,7 @@ def batch(
             return
         batching.run(
             read, found, planner, where, out, results, load, options=options, fresh=fresh, retry_failed=retry_failed,
-            max_failures=failures, show=shown,
+            max_failures=failures, preview=forming, show=shown,
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from sdcli import output, pipeline
 from sdcli.cli.drawing import Loading, hint_dynamic, show_plan
 from sdcli.cli.main import finishing, screen
 from sdcli.cli.results import Results
+from sdcli.cli.seeing import Previewing, Terminal
 from sdcli.device import DevicePlan
 from sdcli.errors import ClosedPipe, Interrupted, ModelUnavailable, SdcliError, SomeFailed, UsageError
 from sdcli.jobs import batch as batches
@@ -130,6 +131,7 @@ def run(
     retry_failed: bool,
     max_failures: int | None,
     at_end: Callable[[Ready], None] | None = None,
+    preview: Terminal | None = None,
     show: Callable[[Any], None] | None = None,
 ) -> None:
     """Draw what `read` gives, with a journal beside the pictures; `at_end` is called where the run comes to its end."""
@@ -149,7 +151,7 @@ def run(
         screen.say(f"{pictures}, {ready.batch_size} at a time, into {folder[0]}/")
         how_ = how(
             ready, load, where, files, results, Tally(total=found.total + found.bad), retry_failed=retry_failed,
-            max_failures=max_failures, interrupted=interrupted, show=show,
+            max_failures=max_failures, interrupted=interrupted, pictures=found.total, preview=preview, show=show,
         )  # fmt: skip
         go(how_, ready, batches.jobs(read(), ready, planner.expander), results, at_end)
 
@@ -167,15 +169,18 @@ def how(
     interrupted: Callable[[], int | None],
     answers: bool = False,
     in_order: bool = False,
+    pictures: int | None = None,
+    preview: Terminal | None = None,
     show: Callable[[Any], None] | None = None,
 ) -> How:
-    """Return how a batch runs."""
+    """Return how a batch runs. `preview` shows each pack of so many `pictures`, None where nobody knows, as it forms."""
     return How(
         load=load, id_of=ready.id_of, destination=where, files=files, batch_size=ready.batch_size, tell=results.event,
         watcher=screen, tally=tally, in_order=in_order, each=False, answers=answers, journal=ready.journal,
         left_behind=ready.left_behind, nameless=ready.nameless, shape=ready.shape,
         retry_failed=retry_failed, max_failures=max_failures,
         interrupted=interrupted, show=show,
+        watches=[Previewing(preview, pictures)] if preview is not None else [],
     )  # fmt: skip
 
 

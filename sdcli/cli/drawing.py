@@ -64,7 +64,7 @@ def begin(*, as_json: bool, print0: bool, quiet: bool, verbose: int, offline: bo
         raise CannotCreateOutput(
             "stdout is closed: there is nowhere to print results", "redirect it, as in > /dev/null"
         )
-    return Results(as_json=as_json, print0=print0)
+    return Results(as_json=as_json, print0=print0, screen=screen)
 
 
 def spooled(typed: Mapping[str, Any], others: Iterable[str | None] = ()) -> dict[str, Any]:

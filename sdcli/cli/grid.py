@@ -18,7 +18,7 @@ from sdcli.cli.batching import FailFast, Fresh, MaxFailures, RetryFailed
 from sdcli.cli.drawing import Assign, DryRun, Loading, Preset, Size
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
-from sdcli.cli.seeing import Graphics, Show
+from sdcli.cli.seeing import Graphics, Preview, Show
 from sdcli.cli.shared import Json, Offline, Print0, Quiet, Verbose
 from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
@@ -71,6 +71,7 @@ def grid(
     fresh: Fresh = False,
     max_failures: MaxFailures = None,
     fail_fast: FailFast = False,
+    preview: Preview = False,
     show: Show = False,
     graphics: Graphics = None,
     preset: Preset = None,
@@ -84,7 +85,7 @@ def grid(
     typed: dict[str, Any],
 ) -> None:
     results = drawing.begin(as_json=as_json, print0=print0, quiet=quiet, verbose=verbose, offline=offline)
-    way = seeing.protocol(graphics, show=show)
+    way = seeing.protocol(graphics, preview=preview, show=show)
     axes = [grids.axis(letter, text) for letter, text in (("x", x), ("y", y), ("z", z)) if text is not None]
     cells = list(grids.cells(drawing.argument(prompt), axes))
     given, model = drawing.resolve(drawing.spooled(typed) | {"size": size}, preset or [], assign or [])
@@ -111,7 +112,8 @@ def grid(
         )  # fmt: skip
         return
 
-    shown = seeing.between(seeing.terminal(way, wanted=show))
+    terminal = seeing.terminal(way, wanted=preview or show)
+    shown = seeing.between(terminal) if show else None
     resolved = [pipeline.resolve(one.request, model) for one, _ in asked]
     if all(r.width and r.height for r in resolved):
         sizes = {(c.x, c.y, c.z): pipeline.final_size(r, model) for c, r in zip(cells, resolved, strict=True)}
@@ -128,6 +130,7 @@ def grid(
     batching.run(
         read, batches.survey(read(), planner), planner, where, out, results, Loading(model, spec, plan), options=options,
         fresh=fresh, retry_failed=retry_failed, max_failures=1 if fail_fast else max_failures, at_end=at_end,
+        preview=terminal if preview else None,
     )  # fmt: skip
 
 

@@ -172,6 +172,8 @@ def finishing() -> Iterator[Callable[[], int | None]]:
             _straight(f"\nerror: interrupted by signal {number}\n")
             os._exit(128 + number)
         came.append(number)
+        if screen.preview is not None:
+            screen.preview.leave()
         if screen.verbosity >= 0:
             _straight("\nfinishing what is in flight; once more stops at once\n")
 

@@ -6,14 +6,20 @@ import json
 import sys
 from typing import Any
 
-from sdcli.cli.screen import printable
+from sdcli.cli.screen import Screen, printable
 from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed
 
 
 class Results:
-    """Prints a run's results: paths a line, NUL-separated, or JSON objects; nothing where stdout carries the picture."""
+    """Prints a run's results: paths a line, NUL-separated, or JSON objects; nothing where stdout carries the picture.
 
-    def __init__(self, *, as_json: bool = False, print0: bool = False, to_stdout: bool = False) -> None:
+    What forms on `screen` gives way to them.
+    """
+
+    def __init__(
+        self, *, as_json: bool = False, print0: bool = False, to_stdout: bool = False, screen: Screen | None = None
+    ) -> None:
+        self.screen = screen
         self.as_json = as_json
         self.print0 = print0
         self.to_stdout = to_stdout
@@ -36,6 +42,8 @@ class Results:
 
     def data(self, data: bytes) -> None:
         """Write a result as it is."""
+        if self.screen is not None and self.screen.preview is not None:
+            self.screen.preview.clear()  # It may be the same terminal.
         if sys.stdout is None:
             raise CannotCreateOutput("stdout is closed", "redirect it, as in > /dev/null")
         try:

@@ -106,6 +106,8 @@ class Screen:
         """Move the bar over a batch's pictures: done, failed, left, pictures a minute and time left at that pace."""
         if not self.draws or tally.total is None:
             return
+        if self.preview is not None:
+            self.preview.clear()
         ended = tally.done + tally.failed + tally.skipped
         if self._progress is None:
             from rich.console import Console

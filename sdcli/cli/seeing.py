@@ -26,6 +26,12 @@ LOOKING = "What you see of it"
 Protocol = Literal["kitty", "iterm2", "sixel", "blocks"]
 # Columns that a picture has in a terminal, and one that is being drawn.
 COLUMNS, PREVIEW_COLUMNS = 60, 40
+# Rows that a picture leaves, so that what was said of it stays in sight: its summary and path above, a shell's prompt below.
+ROOM = 5
+# What a terminal is taken for that does not say its columns and rows.
+UNKNOWN = (80, 24)
+# The columns that a terminal's echo of Ctrl-C takes, with one to spare.
+ECHO = 3
 # The columns and rows that kitty can count, which are enough for all.
 MOST_CELLS = 297
 # Pixels of a cell, across and down, as a VT340 had them.
@@ -104,12 +110,18 @@ def between(terminal: Terminal | None) -> Callable[[Any], None] | None:
     return put
 
 
+def is_dumb() -> bool:
+    """Whether the terminal says that it knows no escape sequence."""
+    return os.environ.get("TERM") == "dumb"
+
+
 class Terminal:
     """A terminal that takes pictures: by kitty's, iTerm2's or DEC's protocol (sixel), else as coloured half blocks.
 
-    Which, textual-image finds out by asking the terminal, for two seconds at most, and only a terminal in whose foreground
-    this process is, at whose keyboard nothing has been typed ahead. iTerm2 says itself that it is one. What is put there is
-    written to the stream, in silence where that fails, or by `write`. Raises UsageError where textual-image is not installed.
+    Which, textual-image finds out by asking the terminal, for two seconds at most, and only one that is not dumb, in whose
+    foreground this process is, at whose keyboard nothing has been typed ahead. iTerm2 says itself that it is one. What is put
+    there is written to the stream, in silence where that fails, or by `write`. Raises UsageError where textual-image is not
+    installed.
     """
 
     def __init__(
@@ -119,45 +131,84 @@ class Terminal:
         self._write = write or self._write_quietly
         self._library = _library()
         self._true_colours = _true_colours()
-        with _standing_in(stream, asks=True):
+        with _standing_in(stream, asks=not is_dumb()):
             self.way: Protocol = way or self._detected()
             # The others are told of cells, whose size is theirs to know.
             self._cell = self._library.cell() if self.way in ("sixel", "kitty") else CELL
         self._image: Any = None
-        self._lines = 0
+        # Columns and rows of what `over` put there, and the columns of its line.
+        self._shown: tuple[int, int, int] | None = None
+        self._left = False
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing stands there that `over` put."""
+        return self._shown is None
 
     def put(self, image: Any, *, columns: int | None = None) -> None:
-        """Put a picture (Pillow) there, with the cursor on the line under it."""
+        """Put a picture (Pillow) there, with the cursor on the line under it.
+
+        It is as high as the screen at most, or as `columns` across want it; a terminal that says its width is not overstepped.
+        """
         self.clear()
-        width, height = self._size()
-        across, down = self._cells(image, columns or min(COLUMNS, width), MOST_CELLS if columns else height - 2)
+        size = self._size()
+        width, height = size or UNKNOWN
+        rows = MOST_CELLS if columns else height - ROOM
+        if not columns or size:
+            columns = min(columns or COLUMNS, width)
+        across, down = self._cells(image, columns, rows)
         self._write(self._text(image, across, down))
         self._image = None  # It stays.
 
     def over(self, image: Any, line: str) -> None:
         """Put a picture and a line under it where the last ones were."""
-        width, height = self._size()
-        across, down = self._cells(image, min(PREVIEW_COLUMNS, width), height - 3)
+        if self._left:
+            return
+        from rich.cells import cell_len, set_cell_size
+
+        width, height = self._size() or UNKNOWN
+        across, down = self._cells(image, min(PREVIEW_COLUMNS, width), height - ROOM)
+        most = max(0, width - ECHO)
+        line = set_cell_size(line, most) if cell_len(line) > most else line
         if self.way in self._library.images:
             # It is enlarged without in-betweens then, and written in less than half the time.
             image = image.quantize(PREVIEW_COLOURS)
         before, self._image = self._image, None
         text = self._text(image, across, down)
-        up = f"\r\x1b[{self._lines}A" if self._lines and self._lines == down else self._erased()
-        self._lines = down
-        self._write(f"{up}{text}\r\x1b[2K{line[: width - 1]}")
+        same = self._shown is not None and self._shown[:2] == (across, down) and self._rows() == down
+        up = f"\r\x1b[{down}A" if same else self._erased()
+        self._shown = (across, down, cell_len(line))
+        self._write(f"{up}{text}\r\x1b[2K{line}")
         self._free(before)
 
     def clear(self) -> None:
         """Take what `over` put there away."""
-        if self._lines:
+        if self._shown is not None and not self._left:
             self._write(self._erased())
-            self._lines = 0
+            self._shown = None
             before, self._image = self._image, None
             self._free(before)
 
+    def leave(self) -> None:
+        """Let what `over` put there stay, and put nothing there from now on: what is said now stands under it."""
+        self._left = True
+
     def _erased(self) -> str:
-        return f"\r\x1b[{self._lines}A\x1b[J" if self._lines else ""
+        # Row by row: of a screen that is erased whole some terminals keep what was on it.
+        return "\r" + "\x1b[2K\x1b[A" * self._rows() + "\x1b[J" if self._shown is not None else ""
+
+    def _rows(self) -> int:
+        """Return how many rows the cursor is under the first one of what `over` put there.
+
+        Most terminals wrap what is wider than they have become; what they have scrolled away is out of reach.
+        """
+        if self._shown is None:
+            return 0
+        width, height = self._size() or UNKNOWN
+        across, down, line = self._shown
+        # kitty's pictures are held by characters.
+        rows = down * (-(-across // width) if self.way in ("blocks", "kitty") else 1) + line // width
+        return min(rows, height - 1)
 
     def _detected(self) -> Protocol:
         # The latter is handed on through ssh.
@@ -169,13 +220,13 @@ class Terminal:
         except Exception:  # Whatever a terminal answers: blocks can be drawn.
             return "blocks"
 
-    def _size(self) -> tuple[int, int]:
-        """Return columns and rows, as they are now."""
+    def _size(self) -> tuple[int, int] | None:
+        """Return columns and rows, as they are now; None of what is no terminal, or does not say."""
         with suppress(OSError, ValueError):
             width, height = os.get_terminal_size(self._stream.fileno())
             if width and height:
                 return width, height
-        return 80, 24
+        return None
 
     def _cells(self, image: Any, columns: int, rows: int) -> tuple[int, int]:
         """Return how many columns and rows a picture takes at most so many of, in its own shape."""
@@ -223,26 +274,30 @@ class Terminal:
             self._stream.flush()
 
 
-def previews(terminal: Terminal, pipeline: Pipeline, pictures: int) -> list[Previewing]:
-    """Return what shows so many pictures as they form; nothing, and a word, for a model whose steps can't be shown."""
-    from sdcli.pipeline import previewing
-
-    try:
-        previewing.check(pipeline)
-    except UsageError as error:
-        screen.say(f"no preview: {error.message}")
-        return []
-    return [Previewing(terminal, pictures)]
-
-
 class Previewing:
-    """Shows the first picture of each pack as it forms. At most SHARE of the time goes into that."""
+    """Shows the first picture of each pack as it forms. At most SHARE of the time goes into that.
 
-    def __init__(self, terminal: Terminal, pictures: int) -> None:
+    `pictures`: how many there will be, None where nobody knows. Of a model whose steps can't be shown that is said once.
+    """
+
+    waits = False
+
+    def __init__(self, terminal: Terminal, pictures: int | None) -> None:
         self._terminal, self._pictures = terminal, pictures
-        screen.preview = terminal
+        self._can = True
 
     def pack(self, pipeline: Pipeline, jobs: Sequence[Job]) -> Listener:
+        from sdcli.pipeline import previewing
+
+        if self._can and screen.preview is None:
+            try:
+                previewing.check(pipeline)
+                screen.preview = self._terminal
+            except UsageError as error:
+                self._can = False
+                screen.say(f"no preview: {error.message}")
+        if not self._can:
+            return lambda step: None
         return _Forming(self._terminal, pipeline, jobs[0], self._pictures)
 
     def drawn(self, job: Job, image: GeneratedImage) -> None:
@@ -257,7 +312,7 @@ class _Forming:
 
     hears = frozenset({"estimates"})
 
-    def __init__(self, terminal: Terminal, pipeline: Pipeline, job: Job, pictures: int) -> None:
+    def __init__(self, terminal: Terminal, pipeline: Pipeline, job: Job, pictures: int | None) -> None:
         from sdcli.cli.screen import printable
         from sdcli.pipeline import previewing
 
@@ -269,7 +324,8 @@ class _Forming:
             # The picture itself may be drawn all the same; no preview is worth it.
             pipeline.forget(error)
         text = printable(" ".join(job.request.prompt.split()))
-        self._label = f"{job.index}/{pictures} {text}" if pictures > 1 else text
+        number = f"{job.index}: " if pictures is None else f"{job.index}/{pictures} " if pictures > 1 else ""
+        self._label = f"{number}{text}"
         # On a CPU this thread's own time too: while others have that, the clock says nothing of what a step takes.
         self._own = time.thread_time if pipeline.decision.device == "cpu" else time.monotonic
         self._began, self._began_own = time.monotonic(), self._own()
@@ -288,6 +344,8 @@ class _Forming:
         except (RuntimeError, MemoryError):
             self._linear = None  # Looking on may not change how it is drawn.
             return
+        if self._terminal.is_clear:
+            screen.stop()  # A batch's bar stands there between two pictures.
         pace = (now - self._began - self._spent) / step.number
         self._terminal.over(image, f"{step.number}/{step.of}, {pace:.2f} s/step  {self._label}")
         self._last = time.monotonic() - now

@@ -15,7 +15,7 @@ from sdcli.cli.main import app, closing, screen
 from sdcli.cli.results import Results
 from sdcli.cli.seeing import GRAPHICS, MOST_CELLS, Protocol, Terminal
 from sdcli.cli.shared import Quiet, Verbose
-from sdcli.errors import CannotCreateOutput, InputMissing, UsageError
+from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, SomeFailed, UsageError
 
 
 @app.command(
@@ -50,17 +50,27 @@ def show(
         raise UsageError("stdin can be read once", "give - once")
     if sys.stdout is None:
         raise CannotCreateOutput("stdout is closed: there is nowhere to show a picture", "leave it open")
-    if way is None and not sys.stdout.isatty():
-        raise UsageError(
-            "stdout is no terminal: there is nowhere to show a picture", "--graphics says what to write there"
-        )
-    paths = [_path(file) for file in files]
-    terminal = Terminal(sys.stdout, way, write=_write)
-    for name, path in zip(files, paths, strict=True):
-        image = pictures.on_white(pictures.open_picture(path))
+    if way is None and (not sys.stdout.isatty() or seeing.is_dumb()):
+        what = "is a dumb terminal (TERM=dumb)" if sys.stdout.isatty() else "is no terminal"
+        raise UsageError(f"stdout {what}: there is nowhere to show a picture", "--graphics says what to write there")
+    terminal: Terminal | None = None
+    failed = 0
+    for name in files:
+        try:
+            image = pictures.on_white(pictures.open_picture(_path(name)))
+        except (BadInput, InputMissing) as error:
+            if len(files) == 1:
+                raise
+            screen.error(error)
+            failed += 1
+            continue
+        # Asked once stdin has come to its end: whoever writes there may ask the terminal too.
+        terminal = terminal or Terminal(sys.stdout, way, write=_write)
         if len(files) > 1:
             screen.say(name)
         terminal.put(image, columns=width)
+    if failed:
+        raise SomeFailed(f"{failed} of {len(files)} pictures could not be shown", "the lines above say why")
 
 
 def _write(text: str) -> None:

@@ -338,7 +338,7 @@ class Runner:
                 return
             self._collect(at_most=0)
             self._fail(pack[-1], _as_failure(error))
-        if self.how.watches:
+        if any(watch.waits for watch in self.how.watches):
             self._collect(at_most=0)  # Pictures come before what is made of their steps.
         for watch in self.how.watches:
             watch.finish()

@@ -44,7 +44,9 @@ TENSORS = ("before", "noise", "clean", "latents")
 
 
 class Watch(Protocol):
-    """Whoever looks on while a pack is drawn."""
+    """Whoever looks on while a pack is drawn; `waits`: what is done at its finish wants the pack's pictures to be written."""
+
+    waits: bool
 
     def pack(self, pipeline: Pipeline, jobs: Sequence[Job]) -> Listener:
         """Return what hears the steps of a pack."""
@@ -116,6 +118,8 @@ Tell = Callable[[str, Run, str], None]
 
 class Keeping:
     """Writes what is wanted of each picture's steps. Steps are only held while a pack is drawn; all else comes after."""
+
+    waits = True
 
     def __init__(self, *keepers: Keeper, say: Callable[[str], None]) -> None:
         self._keepers, self._say = keepers, say

@@ -31,6 +31,8 @@ MOST_CHUNKS = 100_000
 ORIENTATION = 0x0112
 # Levels by which colours may differ from sRGB's before a profile is heeded: rounding makes so much.
 SAME_COLOUR = 2
+# The paths of what came through a pipe: nobody knows them.
+_PIPED: set[str] = set()
 HINT = "give a PNG, JPEG, WebP, AVIF, GIF, TIFF or BMP"
 
 
@@ -83,6 +85,7 @@ def find(name: str, sha256: str, folders: Iterable[Path]) -> Path | None:
 def spooled(stream: BinaryIO, folder: Path) -> Path:
     """Write a picture that comes through a pipe to `folder`/stdin and return that; BadInput where it is larger than MOST_FILE."""
     path, size = folder / "stdin", 0
+    _PIPED.add(str(path))
     with path.open("wb") as file:
         while size <= MOST_FILE and (piece := stream.read(2**20)):
             size += file.write(piece)
@@ -94,18 +97,23 @@ def spooled(stream: BinaryIO, folder: Path) -> Path:
 # Files
 
 
+def _name(path: str | os.PathLike[str]) -> str:
+    """Return what people know a file by."""
+    return "stdin" if os.fspath(path) in _PIPED else os.fspath(path)
+
+
 def _about(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
     """Return what tells whether a file has changed; refuse what is no file."""
     try:
         about = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputMissing(f"{os.fspath(path)} is not there", "check the path") from error
+        raise InputMissing(f"{_name(path)} is not there", "check the path") from error
     except OSError as error:
-        raise BadInput(f"{os.fspath(path)}: {error.strerror}", "check the path and its permissions") from error
+        raise BadInput(f"{_name(path)}: {error.strerror}", "check the path and its permissions") from error
     except ValueError as error:
         raise BadInput(f"{os.fspath(path)!r} can't be a path", "check the path") from error
     if not stat.S_ISREG(about.st_mode):
-        raise BadInput(f"{os.fspath(path)}: not a file", "give a picture's file")
+        raise BadInput(f"{_name(path)}: not a file", "give a picture's file")
     return about.st_size, about.st_mtime_ns, about.st_dev, about.st_ino
 
 
@@ -122,7 +130,7 @@ def _sha256_of(path: str, *about: int) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}", "check its permissions") from error
+        raise BadInput(f"{_name(path)}: {error.strerror}", "check its permissions") from error
 
 
 @contextmanager
@@ -130,7 +138,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image]:
     """Open a picture within bounds; whatever Pillow raises while it is open is BadInput."""
     from PIL import Image, UnidentifiedImageError
 
-    name = os.fspath(path)
+    name = _name(path)
     size = _about(path)[0]
     if size > MOST_FILE:
         raise BadInput(f"{name}: it is larger than {MOST_FILE >> 20} MiB", "give a smaller picture")
@@ -138,7 +146,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image]:
         with warnings.catch_warnings():
             # What is wrong with a file is told by what comes out of it.
             warnings.simplefilter("ignore")
-            with Image.open(name, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadInput(
                         f"{name}: it has {image.width * image.height / 1e6:.0f} megapixels",
@@ -166,7 +174,7 @@ def _check_scans(image: Any) -> None:
         last = piece[-1:]
     file.seek(before)
     if count > MOST_SCANS:
-        raise BadInput(f"{image.filename}: it has more than {MOST_SCANS} scans", "save it again")
+        raise BadInput(f"{_name(image.filename)}: it has more than {MOST_SCANS} scans", "save it again")
 
 
 def _orientation(image: Any) -> int:
