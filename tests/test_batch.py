@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -821,6 +822,24 @@ def test_the_bar_is_for_terminals(tmp_path: Path) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
     assert "0/6" in text and re.search(r"[1-5]/6 .*\d left, \d+/min, ETA 0:00:\d\d a star", text)
     assert "6 drawn, 0 failed, 0 skipped" in text
+
+
+def test_paths_and_the_bar_share_a_terminal(tmp_path: Path) -> None:
+    write(tmp_path, "p.txt", *[f"a star --seed {i} --steps 3" for i in range(4)])
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "sdcli", "batch", "p.txt", "--model", "demo", "--batch-size", "1", "-o", "x/{seed}.png"]
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, cwd=tmp_path, stdin=follower, stdout=follower, stderr=follower, env=env) as running:
+        os.close(follower)
+        seen = b""
+        with contextlib.suppress(OSError):
+            while chunk := os.read(leader, 65536):
+                seen += chunk
+        os.close(leader)
+    # At the beginning of a row, or of one that has been cleared.
+    alone = re.findall(rb"(?:\n|\x1b\[2K)(?:\x1b\[\?25h)?(x/\d\.png)\r\n", seen)
+    assert running.returncode == 0 and sorted(alone) == [b"x/%d.png" % i for i in range(4)], seen
+    assert b"4 left" in seen
 
 
 # Packs

@@ -13,7 +13,7 @@ from sdcli.errors import CannotCreateOutput, ClosedPipe, OutputFailed
 class Results:
     """Prints a run's results: paths a line, NUL-separated, or JSON objects; nothing where stdout carries the picture.
 
-    What forms on `screen` gives way to them.
+    On a terminal what moves on `screen` gives way to them.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Results:
 
     def data(self, data: bytes) -> None:
         """Write a result as it is."""
-        if self.screen is not None and self.screen.preview is not None:
-            self.screen.preview.clear()  # It may be the same terminal.
         if sys.stdout is None:
             raise CannotCreateOutput("stdout is closed", "redirect it, as in > /dev/null")
+        if self.screen is not None and sys.stdout.isatty():
+            self.screen.stop()
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
