@@ -11,7 +11,7 @@ import string
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -381,10 +381,34 @@ def is_empty(folder: Path, hint: str = ELSEWHERE) -> bool:
         raise CannotCreateOutput(f"the folder {folder} cannot be listed: {error.strerror}", hint) from error
 
 
+def of_a_run_before(told: Path, names: Iterable[object], kind: re.Pattern[str]) -> dict[Path, int]:
+    """Return the files beside the file `told`, which names them, and when each was changed, in nanoseconds.
+
+    Only of names of that `kind`, which lead nowhere else; and none that was changed after it was told of: somebody's own.
+    """
+    found: dict[Path, int] = {}
+    with suppress(OSError):
+        last = told.stat().st_mtime_ns
+        for name in names:
+            if isinstance(name, str) and kind.fullmatch(name):
+                with suppress(OSError):
+                    changed = (told.parent / name).stat().st_mtime_ns
+                    found |= {told.parent / name: changed} if changed <= last else {}
+    return found
+
+
+def remove(before: Mapping[Path, int]) -> None:
+    """Remove files that are as they were at those times; one that can't be removed stays."""
+    for path, changed in before.items():
+        with suppress(OSError):
+            if path.stat().st_mtime_ns == changed:
+                path.unlink()
+
+
 # Files
 
 
-def save(destination: Destination, data: bytes, naming: Naming, hint: str = ELSEWHERE) -> Path | None:
+def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
     """Write a picture's file to where it goes; return its path, None for stdout.
 
     Raises CannotCreateOutput and OutputFailed; and ClosedPipe.
@@ -392,7 +416,7 @@ def save(destination: Destination, data: bytes, naming: Naming, hint: str = ELSE
     if destination.kind == "stdout":
         _to_stdout(data)
         return None
-    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite, hint=hint)
+    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite)
 
 
 def path_of(destination: Destination, naming: Naming) -> str:

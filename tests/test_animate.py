@@ -179,6 +179,29 @@ def test_only_what_a_run_before_wrote_is_removed(sdcli: Sdcli) -> None:
     assert len(kept("steps")) == 2 and not Path("steps/step-3-clean.png").exists()
 
 
+def test_a_picture_among_its_own_steps(sdcli: Sdcli) -> None:
+    """It stays what it is; so does one that somebody put in the place of a step before."""
+    command = (*DRAW, "-o", "steps/step-1.png", "--save-steps", "steps", "--overwrite")
+    for _ in range(2):
+        assert sdcli(*command).code == 0
+        assert record_of("steps/step-1.png")["request"]["num_inference_steps"] == 3
+        other, clean = kept("steps")[0]["pictures"]
+        assert other.startswith("step-1-") and clean == "step-1-clean.png" and len(os.listdir("steps")) == 8
+        Path("steps/step-1.png").unlink()
+    assert sdcli(*DRAW, "-o", "steps/step-3.png").code == 0
+    assert sdcli(*DRAW, "--save-steps", "steps", "--overwrite", "--steps", "2").code == 0
+    assert record_of("steps/step-3.png")["request"]["num_inference_steps"] == 3
+    assert not Path("steps/step-3-clean.png").exists()
+
+
+def test_equal_pictures_have_steps_of_their_own(sdcli: Sdcli) -> None:
+    prompt, *more = DRAW[1:]
+    done = sdcli("generate", prompt, prompt, *more, "-o", "x/", "--save-steps", "steps", "--json")
+    folders = [Path(e["path"]) for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "steps"]
+    assert done.code == 0 and len(set(folders)) == 2
+    assert all(len(os.listdir(folder)) == 7 and len(kept(folder)) == 3 for folder in folders)
+
+
 def test_events_say_what_was_kept_of_which_picture(sdcli: Sdcli) -> None:
     Path("7.gif").touch()
     done = sdcli(*DRAW, "--count", "2", "--seed", "7", "--animate", "{seed}.gif", "--save-steps", "steps", "--json")

@@ -827,7 +827,19 @@ def test_the_bar_is_for_terminals(tmp_path: Path) -> None:
 def test_paths_and_the_bar_share_a_terminal(tmp_path: Path) -> None:
     write(tmp_path, "p.txt", *[f"a star --seed {i} --steps 3" for i in range(4)])
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "sdcli", "batch", "p.txt", "--model", "demo", "--batch-size", "1", "-o", "x/{seed}.png"]
+    command = [
+        sys.executable,
+        "-m",
+        "sdcli",
+        "batch",
+        "p.txt",
+        "--model",
+        "demo",
+        "--batch-size",
+        "1",
+        "-o",
+        "x/{seed}.png",
+    ]
     env = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(command, cwd=tmp_path, stdin=follower, stdout=follower, stderr=follower, env=env) as running:
         os.close(follower)

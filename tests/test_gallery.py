@@ -723,6 +723,18 @@ def test_failures_and_unreadable_pictures_are_listed(browser: Browser, many: Pat
         page.get_by_label("Code").select_option("not-finite")
         assert entries.count() == 1 and "values were not finite" in entries.inner_text()
         assert "a lost star · seed 0\n" in entries.inner_text()
+        page.get_by_label("Code").select_option("")
+        for text, count in (
+            ("seed:0", 1),
+            ("seed:1", 0),
+            ("prompt:lost", 1),
+            ("line:3", 1),
+            ("line:4", 1),
+            ("nobody:3", 0),
+        ):
+            page.get_by_label("Search", exact=True).fill(text)
+            assert entries.count() == count, text
+        page.get_by_label("Search", exact=True).fill("")
         page.get_by_role("button", name="Unreadable 1").click()
         assert "broken.png" in page.locator("#unreadable .entries").inner_text()
 
@@ -916,6 +928,13 @@ def test_one_is_one(browser: Browser, sdcli: Sdcli, tmp_path: Path) -> None:
         assert page.locator("#failed").inner_text() == "1 failure"
         page.get_by_role("button", name="Unreadable 1").click()
         assert page.locator("#unreadable [role=status]").inner_text() == "1 picture that can't be read"
+    Path("pictures/a.png").unlink()
+    gallery(sdcli)
+    with opened(browser, tmp_path / "pictures/gallery.html") as (page, _):
+        assert page.locator("#failures").is_visible()
+        page.get_by_role("button", name="Unreadable 1").click()
+        page.reload()
+        assert page.locator("#unreadable").is_visible() and not page.locator("#failures").is_visible()
 
 
 @pytest.mark.outside

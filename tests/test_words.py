@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from sdcli import models
+from sdcli import models, pipeline
 from sdcli.errors import UsageError
 from sdcli.models import FAMILIES, ModelSpec
 from sdcli.prompts import compel, schedule, syntax, weights
-from sdcli.request import GenerationRequest
+from sdcli.request import GenerationRequest, Hires
 
 # The examples that A1111 publishes in modules/prompt_parser.py, as data.
 WEIGHTS = [
@@ -222,3 +222,18 @@ def test_long_prompts_are_refused_where_that_is_asked_for() -> None:
     with pytest.raises(UsageError, match='would be cut off: "circle"') as caught:
         check(negative_prompt=f"[a|{long} circle]", long_prompt="error")
     assert caught.value.field == "negative_prompt"
+
+
+def test_only_words_that_a_step_reads_are_too_long() -> None:
+    """From a picture the first steps are not drawn, and of one step none comes to what follows it."""
+    model = models.find(ModelSpec(model="demo"))
+    asked = {
+        "prompt": f"[star:{'red ' * 76}:3]",
+        "long_prompt": "error",
+        "num_inference_steps": 8,
+        "init_image": "x.png",
+    }
+    pipeline.check_prompt(GenerationRequest(**asked, strength=0.2), model)  # type: ignore[arg-type]
+    for more in ({"strength": 1.0}, {"strength": 0.2, "hires": Hires(factor=2, strength=0.9)}):
+        with pytest.raises(UsageError, match="would be cut off"):
+            pipeline.check_prompt(GenerationRequest(**asked, **more), model)  # type: ignore[arg-type]

@@ -20,7 +20,6 @@ from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import CannotCreateOutput, UsageError
 from sdcli.explain import charts, explaining, pages
-from sdcli.explain.explaining import Explained
 from sdcli.jobs import again, jobs
 from sdcli.jobs.jobs import Asked, Seeds, fitted
 from sdcli.models import Model, ModelSpec
@@ -91,8 +90,7 @@ def explain(
     merged, _ = fitted(given.merged(*between, nothing=nothing), model)
     request = _request(text, merged, model)
     path = _page(page, request)
-    if assets is not None:
-        _before(Path(assets))
+    before = _before(Path(assets)) if assets is not None else {}
     shown = pictures.open_picture(image) if image is not None else None
     pages.environment()
     charts.require()
@@ -113,7 +111,10 @@ def explain(
         screen.say(made.again)
     written = output.write(path, made.page, overwrite=page is not None and not output.is_folder(page))
     if assets is not None:
-        _write(Path(assets), made)
+        output.remove(before)
+        # Last what names the others.
+        for name, data in made.files.items():
+            output.write(Path(assets) / name, data, overwrite=name == explaining.NUMBERS, hint=ELSEWHERE)
     screen.stop()
     if as_json:
         results.event(
@@ -162,26 +163,19 @@ def _page(asked: str | None, request: GenerationRequest) -> Path:
     return path
 
 
-def _before(folder: Path) -> list[Path]:
-    """Return the files that a run before left in a folder; CannotCreateOutput for one that has something else in it."""
+def _before(folder: Path) -> dict[Path, int]:
+    """Return the files that a run before left in a folder; CannotCreateOutput for one that has somebody's own in it."""
     output.check_folder(folder, ELSEWHERE)
     if output.is_empty(folder, ELSEWHERE):
-        return []
-    told = None
+        return {}
+    numbers, told = folder / explaining.NUMBERS, None
     with suppress(OSError, ValueError, RecursionError):
-        told = json.loads((folder / explaining.NUMBERS).read_bytes())
+        told = json.loads(numbers.read_bytes())
     if not isinstance(told, dict) or not {"schema", "record"} <= told.keys():
         raise CannotCreateOutput(f"{folder} is not empty", f"{ELSEWHERE}, or one of a run before")
     files = told.get("files")
-    names = [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
-    return [folder / name for name in names if explaining.PICTURE.fullmatch(name)]
-
-
-def _write(folder: Path, made: Explained) -> None:
-    """Write the pictures, and last the numbers, which name them; those of a run before give way."""
-    for path in _before(folder):
-        # A folder that nothing can be removed from is refused by what is written next.
-        with suppress(OSError):
-            path.unlink()
-    for name, data in made.files.items():
-        output.write(folder / name, data, overwrite=True)
+    before = output.of_a_run_before(numbers, files if isinstance(files, list) else [], explaining.PICTURE)
+    for path in folder.iterdir():
+        if explaining.PICTURE.fullmatch(path.name) and path not in before:
+            raise CannotCreateOutput(f"{path} is not as `sdcli explain` wrote it there", ELSEWHERE)
+    return before

@@ -37,9 +37,14 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def is_dumb() -> bool:
+    """Whether the terminal says that it knows no escape sequence."""
+    return os.environ.get("TERM") == "dumb"
+
+
 def styled(text: str, code: str) -> str:
     """Return `text` in an ANSI style, on a terminal that wants it (no-color.org)."""
-    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and not is_dumb()
     return f"\x1b[{code}m{text}\x1b[0m" if wanted else text
 
 
@@ -60,7 +65,7 @@ class Screen:
     @property
     def draws(self) -> bool:
         """Whether bars are drawn: on a terminal that can, unless quiet."""
-        return self.verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return self.verbosity >= 0 and sys.stderr.isatty() and not is_dumb()
 
     def say(self, text: str, level: int = 0) -> None:
         """Say a line, if that much is wanted."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, cast, get_arg
 import typer
 
 from sdcli.cli.main import screen
+from sdcli.cli.screen import is_dumb
 from sdcli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -110,11 +111,6 @@ def between(terminal: Terminal | None) -> Callable[[Any], None] | None:
     return put
 
 
-def is_dumb() -> bool:
-    """Whether the terminal says that it knows no escape sequence."""
-    return os.environ.get("TERM") == "dumb"
-
-
 class Terminal:
     """A terminal that takes pictures: by kitty's, iTerm2's or DEC's protocol (sixel), else as coloured half blocks.
 
@@ -177,6 +173,8 @@ class Terminal:
         text = self._text(image, across, down)
         same = self._shown is not None and self._shown[:2] == (across, down) and self._rows() == down
         up = f"\r\x1b[{down}A" if same else self._erased()
+        if self._left:
+            return
         self._shown = (across, down, cell_len(line))
         self._write(f"{up}{text}\r\x1b[2K{line}")
         self._free(before)
@@ -284,15 +282,15 @@ class Previewing:
 
     def __init__(self, terminal: Terminal, pictures: int | None) -> None:
         self._terminal, self._pictures = terminal, pictures
-        self._can = True
+        self._can: bool | None = None
 
     def pack(self, pipeline: Pipeline, jobs: Sequence[Job]) -> Listener:
         from sdcli.pipeline import previewing
 
-        if self._can and screen.preview is None:
+        if self._can is None:
             try:
                 previewing.check(pipeline)
-                screen.preview = self._terminal
+                self._can, screen.preview = True, self._terminal
             except UsageError as error:
                 self._can = False
                 screen.say(f"no preview: {error.message}")

@@ -13,6 +13,7 @@ from sdcli import pictures
 from sdcli.cli import seeing
 from sdcli.cli.main import app, closing, screen
 from sdcli.cli.results import Results
+from sdcli.cli.screen import is_dumb
 from sdcli.cli.seeing import GRAPHICS, MOST_CELLS, Protocol, Terminal
 from sdcli.cli.shared import Quiet, Verbose
 from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, SomeFailed, UsageError
@@ -50,7 +51,7 @@ def show(
         raise UsageError("stdin can be read once", "give - once")
     if sys.stdout is None:
         raise CannotCreateOutput("stdout is closed: there is nowhere to show a picture", "leave it open")
-    if way is None and (not sys.stdout.isatty() or seeing.is_dumb()):
+    if way is None and (not sys.stdout.isatty() or is_dumb()):
         what = "is a dumb terminal (TERM=dumb)" if sys.stdout.isatty() else "is no terminal"
         raise UsageError(f"stdout {what}: there is nowhere to show a picture", "--graphics says what to write there")
     terminal: Terminal | None = None

@@ -13,7 +13,7 @@ from sdcli import models, settings
 from sdcli.cli import completing
 from sdcli.cli.main import app, screen
 from sdcli.cli.results import Results
-from sdcli.cli.screen import printable
+from sdcli.cli.screen import is_dumb, printable
 from sdcli.cli.shared import Json, Quiet, Verbose, prompt_of_stdin
 from sdcli.errors import SdcliError, UsageError
 from sdcli.jobs.jobs import lift
@@ -198,7 +198,7 @@ def _ranges(schedule: Sequence[tuple[int, str]], text: str) -> str:
 def _coloured(label: str, chunk: Sequence[Token]) -> str:
     """Return a chunk as a line: a token's weight stands behind it, where it is not 1."""
     words = [(_word(token), _style(at, token.weight)) for at, token in enumerate(chunk)]
-    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or is_dumb():
         return " ".join([label, *(word for word, _ in words)])
     # Takes a while to import, and nobody would see it.
     from rich.console import Console

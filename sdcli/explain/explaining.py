@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +16,7 @@ from sdcli.explain import pages
 from sdcli.explain.figures import Figures
 from sdcli.explain.painting import Album
 from sdcli.pipeline import observing
-from sdcli.record import SCHEMA
+from sdcli.record import SCHEMA, Record
 from sdcli.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ Tell = Callable[[int, int, str], None]
 @dataclass(frozen=True, kw_only=True)
 class Explained:
     """The page (UTF-8), the files that go beside it by their names (none where none are wanted), and the picture; of one that was
-    drawn again what is to be said of that, and whether its pixels are those that its record says (None: it says none)."""
+    drawn again what is to be said of that, and whether its pixels are those that its record says (None: it says none, or the
+    same was not asked for)."""
 
     page: bytes
     files: dict[str, bytes]
@@ -91,10 +93,11 @@ class _Explaining:
         if self.image is not None:
             source = pictures.fitted(pictures.on_white(self.image), self.final.size, "fill").image
             called, was = "the picture of --image", self.image.size
+        again, same = _again(self.again, seen.generated.record)
         figures = Figures(
             pipeline=self.pipeline, request=self.request, album=self.album, seen=seen,
             read=observing.words(self.pipeline, self.request), source=source, source_name=called,
-            source_size=was, again=self.again, by_guidance=self._guidances(), by_seed=self._seeds(),
+            source_size=was, again=again, same=same, by_guidance=self._guidances(), by_seed=self._seeds(),
         )  # fmt: skip
         shown = {"final": figures.final()}
         for at, (name, make) in enumerate(figures.each()):
@@ -108,7 +111,6 @@ class _Explaining:
             self.album.files[NUMBERS] = json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False).encode(
                 "utf-8", "backslashreplace"
             )
-        again, same = numbers["final"]["again"], numbers["final"]["same"]
         return Explained(page=page, files=self.album.files, generated=seen.generated, again=again, same=same)
 
     def _hear(self, what: str) -> Callable[[Step], None]:
@@ -141,3 +143,19 @@ class _Explaining:
             request = msgspec.structs.replace(self.request, seed=seed)
             found.append((seed, self._draw(request, f"drawing with seed {seed}")))
         return found
+
+
+def _again(picture: Found | None, record: Record) -> tuple[str | None, bool | None]:
+    """Return what is to be said of a picture that was drawn again, and whether it has the pixels that its record says."""
+    if picture is None:
+        return None, None
+    name = Path(picture.path).name
+    if picture.record is None:
+        return f"Drawn from what {name} says, which is not its pixels.", None
+    if picture.record.id != record.id:
+        return f"Drawn from what {name} says, with other settings.", None
+    if picture.record.pixels.sha256 == record.pixels.sha256:
+        return f"Drawn again from {name}, pixel for pixel as its record says.", True
+    then, now = picture.record.plan.dtype, record.plan.dtype
+    why = f": it was drawn in {then}, and now in {now}" if then != now else ""
+    return f"Drawn again from {name}, but not with the pixels that its record says{why}.", False

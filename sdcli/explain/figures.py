@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from sdcli.pipeline import Pipeline
     from sdcli.pipeline.observing import Moment, Observed, Words
-    from sdcli.record import Record
 
 # The levels of noise that are shown, as shares of the training's timesteps.
 LEVELS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -38,7 +36,7 @@ AMPLIFIED = 8
 class Figures:
     """The figures of a resolved request's run: `seen` is the run, `read` how its prompt was read, and `source` the picture
     (RGB, of the same size; of `source_size` before it was fitted), called `source_name`, that noise is put on and that goes
-    through the autoencoder. `again` is the picture that the request is of, None where it is of none. `by_guidance` and `by_seed`
+    through the autoencoder. `again` and `same` are as `Explained` has them. `by_guidance` and `by_seed`
     are the same picture otherwise drawn, of seeds the run's own first. Pictures go into the album."""
 
     pipeline: Pipeline
@@ -49,7 +47,8 @@ class Figures:
     source: Image
     source_name: str
     source_size: tuple[int, int]
-    again: Found | None
+    again: str | None
+    same: bool | None
     by_guidance: Sequence[tuple[float, Image]]
     by_seed: Sequence[tuple[int, Image]]
 
@@ -80,7 +79,6 @@ class Figures:
         from markupsafe import escape
 
         record, request = self.seen.generated.record, self.request
-        said, same = _again(self.again, record)
         # Of files it has the names, as the picture's record has: a page is passed on.
         made = Found(
             path="", format="sdcli", request=msgspec.to_builtins(record.request), model=None, unmapped={}, raw={}, record=record
@@ -113,8 +111,8 @@ class Figures:
                 "dtype": record.plan.dtype,
                 "seconds": record.seconds.draw + record.seconds.decode,
                 "pixels": record.pixels.sha256,
-                "again": said,
-                "same": same,
+                "again": self.again,
+                "same": self.same,
                 "command": command,
                 "command_note": commands.note(made),
             },
@@ -391,18 +389,6 @@ class Figures:
             for seed, p in self.by_seed
         ]
         return {"pictures": shown, "numbers": {"seeds": [seed for seed, _ in self.by_seed]}}
-
-
-def _again(picture: Found | None, record: Record) -> tuple[str | None, bool | None]:
-    """Return what is to be said of a picture that was drawn again, and whether it has the pixels that its record says."""
-    if picture is None:
-        return None, None
-    name = Path(picture.path).name
-    if picture.record is None:
-        return f"Drawn from what {name} says, which is not its pixels.", None
-    same = picture.record.pixels.sha256 == record.pixels.sha256
-    how = "pixel for pixel as" if same else "but not with the pixels that"
-    return f"Drawn again from {name}, {how} its record says.", same
 
 
 def _shares(moment: Moment) -> dict[str, Any]:

@@ -292,13 +292,24 @@ class Steps:
     """
 
     def __init__(self, folder: Path, *, several: bool, overwrite: bool, tell: Tell) -> None:
-        self._folder, self._several, self._overwrite, self._tell = folder, several, overwrite, tell
-        self._before = dict(_of_a_run_before(folder)) if overwrite else {}
+        self._folder, self._several, self._tell = folder, several, tell
+        self._folders: set[Path] = set()
+        # What was there gives way, unless it has changed since: then it is a picture of this run.
+        self._there: dict[Path, int] = {}
+        self._before: dict[Path, int] = {}
+        if overwrite:
+            for path in (*folder.glob("step*"), *folder.glob("*/step*")):
+                with suppress(OSError):
+                    self._there[path] = path.stat().st_mtime_ns
+            self._before = output.of_a_run_before(folder / NUMBERS, _named(folder / NUMBERS), PICTURE)
 
     def __call__(self, pipeline: Pipeline, run: Run) -> None:
         record, folder = run.image.record, self._folder
         if self._several:
             folder = folder / f"{record.request.seed}-{record.id[:8]}"
+        if folder in self._folders:
+            folder = folder.with_name(f"{folder.name}-{run.job.index}")
+        self._folders.add(folder)
         width = len(str(max((m.of for m in run.moments), default=1)))
         lines = []
         for moment, (now, at_end) in zip(run.moments, _pictures(pipeline, run.moments, clean=True), strict=True):
@@ -309,26 +320,27 @@ class Steps:
             for file, picture in files.items():
                 data = io.BytesIO()
                 picture.save(data, "PNG")
-                path = output.write(folder / file, data.getvalue(), overwrite=self._overwrite, hint=ELSEWHERE)
-                written.append(path.name)
+                written.append(self._write(folder / file, data.getvalue()).name)
             lines.append(json.dumps(_numbers(moment) | {"pictures": written}, allow_nan=False) + "\n")
         # Last: where it is, all that it names is.
-        output.write(folder / NUMBERS, "".join(lines).encode(), overwrite=self._overwrite, hint=ELSEWHERE)
-        for path, changed in self._before.items():
-            with suppress(OSError):
-                if path.stat().st_mtime_ns == changed:
-                    path.unlink()
+        self._write(folder / NUMBERS, "".join(lines).encode())
+        output.remove(self._before)
         self._tell("steps", run, f"{folder}{os.sep}")
 
+    def _write(self, path: Path, data: bytes) -> Path:
+        as_it_was = False
+        with suppress(OSError):
+            as_it_was = self._there.get(path) == path.stat().st_mtime_ns
+        return output.write(path, data, overwrite=as_it_was, hint=ELSEWHERE)
 
-def _of_a_run_before(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Yield the pictures that the numbers of a run before name, and when each was changed."""
+
+def _named(numbers: Path) -> list[object]:
+    """Return what a file of steps' numbers names as their pictures."""
+    names: list[object] = []
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        for line in (folder / NUMBERS).read_bytes().splitlines():
-            for name in json.loads(line)["pictures"]:
-                if PICTURE.fullmatch(name):
-                    with suppress(OSError):
-                        yield folder / name, (folder / name).stat().st_mtime_ns
+        for line in numbers.read_bytes().splitlines():
+            names += json.loads(line)["pictures"]
+    return names
 
 
 def _numbers(moment: Moment) -> dict[str, Any]:

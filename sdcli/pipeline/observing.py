@@ -9,11 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sdcli import models, schedulers
+from sdcli import schedulers
 from sdcli.errors import UsageError
 from sdcli.models import Model
 from sdcli.pipeline.hearing import ESTIMATES, Step, split
 from sdcli.pipeline.machine import backend
+from sdcli.pipeline.requests import drawn
 from sdcli.prompts import syntax
 from sdcli.record import GeneratedImage
 from sdcli.request import GenerationRequest
@@ -138,10 +139,7 @@ def observe(pipeline: Pipeline, request: GenerationRequest, told: Told) -> Obser
 
 def steps(pipeline: Pipeline, request: GenerationRequest) -> int:
     """Return how many of a resolved request's steps are drawn: from a picture, only the last of them."""
-    many = request.num_inference_steps
-    if request.init_image is None or request.strength is None:
-        return many
-    return models.steps_of(many, request.strength, pipeline.family)
+    return drawn(request, pipeline.family)[0]
 
 
 def draw(pipeline: Pipeline, request: GenerationRequest, told: Told) -> Image:

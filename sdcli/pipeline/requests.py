@@ -142,7 +142,7 @@ def final_size(request: GenerationRequest, model: Model) -> tuple[int, int]:
 
 def check_prompt(request: GenerationRequest, model: Model) -> None:
     """Refuse prompts that can't be read as asked for."""
-    syntax.check(request, model, _added(request, model))
+    syntax.check(request, model, _added(request, model), drawn(request, model.family) if model.family else ())
 
 
 def drawn(request: GenerationRequest, family: Family) -> tuple[int, ...]:

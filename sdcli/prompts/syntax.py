@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -46,9 +46,11 @@ def how(request: GenerationRequest, family: Family | None) -> How:
     return How("plain", long or "cut")
 
 
-def check(request: GenerationRequest, model: Model, added: Mapping[str, int] | None = None) -> None:
+def check(
+    request: GenerationRequest, model: Model, added: Mapping[str, int] | None = None, passes: Sequence[int] = ()
+) -> None:
     """Refuse prompts that can't be read; those too long for `error`, where the tokenizer is here. `added` are words of
-    embeddings and how many tokens each is.
+    embeddings and how many tokens each is, `passes` how many steps each pass draws, if not all.
     """
     way, reader = how(request, model.family), None
     if way.long == "error":
@@ -57,9 +59,8 @@ def check(request: GenerationRequest, model: Model, added: Mapping[str, int] | N
         reader = Reader.of(model, added or {})
     for field in ("prompt", "negative_prompt"):
         try:
-            check_text(
-                getattr(request, field), way, request.num_inference_steps, negative=field != "prompt", reader=reader
-            )
+            for steps in passes or (request.num_inference_steps,):
+                check_text(getattr(request, field), way, steps, negative=field != "prompt", reader=reader)
         except UsageError as error:
             error.field = error.field or field
             raise

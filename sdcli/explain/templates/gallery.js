@@ -496,14 +496,16 @@
     if (one.journal) parts.push(make("small", { textContent: where.filter(Boolean).join("; ") }));
     return make("li", {}, ...parts);
   }
+  function says(one, word) {
+    const at = word.indexOf(":"), name = word.slice(0, at), value = word.slice(at + 1).trim();
+    if (at < 1 || !Object.hasOwn(one, name)) return Object.values(one).join("\n").toLowerCase().includes(word);
+    return typeof one[name] === "number" ? String(one[name]) === value : String(one[name] ?? "").toLowerCase().includes(value);
+  }
   function list(kind) {
     const section = $(kind);
     if (section.hidden) return;
     const asked = words($("search").value), code = kind === "failures" ? $("code").value : "";
-    const found = data[kind].filter((one) => {
-      const all = Object.values(one).join("\n").toLowerCase();
-      return (!code || one.code === code) && asked.every((w) => all.includes(w));
-    });
+    const found = data[kind].filter((one) => (!code || one.code === code) && asked.every((word) => says(one, word)));
     section.querySelector("[role=status]").textContent = (found.length === data[kind].length ? "" : `${number(found.length)} of `) +
       (kind === "failures" ? many(data[kind].length, "failure") : `${many(data[kind].length, "picture")} that can't be read`);
     section.querySelector(".entries").replaceChildren(...found.slice(0, most[kind]).map(entry));
@@ -608,11 +610,11 @@
   $("field").addEventListener("change", () => { facet($("field").value); fields(); update(); });
   $("filters").open = matchMedia("(min-width: 52.01rem)").matches;
   for (const name of FIRST) if (columns.has(name) && columns.get(name).distinct > 1 && filters.size < 4) facet(name);
+  if (!total) view(data.failures.length ? "failures" : "unreadable");
   restore();
   fields();
   started = true;
   update();
-  if (!total) view(data.failures.length ? "failures" : "unreadable");
   // What the first search needs is made ready while nobody waits.
   (window.requestIdleCallback ?? ((later) => setTimeout(later, 300)))(() => haystack(""));
 })();
