@@ -408,7 +408,7 @@ def remove(before: Mapping[Path, int]) -> None:
 # Files
 
 
-def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
+def save(destination: Destination, data: bytes, naming: Naming, hint: str = ELSEWHERE) -> Path | None:
     """Write a picture's file to where it goes; return its path, None for stdout.
 
     Raises CannotCreateOutput and OutputFailed; and ClosedPipe.
@@ -416,7 +416,7 @@ def save(destination: Destination, data: bytes, naming: Naming) -> Path | None:
     if destination.kind == "stdout":
         _to_stdout(data)
         return None
-    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite)
+    return write(Path(path_of(destination, naming)), data, overwrite=destination.overwrite, hint=hint)
 
 
 def path_of(destination: Destination, naming: Naming) -> str:

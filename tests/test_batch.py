@@ -434,6 +434,14 @@ def test_one_bad_job_does_not_stop_the_others(sdcli: Sdcli, tmp_path: Path, monk
     assert retried.code == 0 and sorted(e["prompt"] for e in images(retried)) == ["bad", "worse"]
 
 
+def test_a_row_that_fails_is_named(sdcli: Sdcli, tmp_path: Path) -> None:
+    Path("taken").mkdir()
+    write(tmp_path, "p.jsonl", *[json.dumps({"prompt": "a star", "output": o}) for o in ("a.png", f"{'x' * 300}.png")])
+    done = sdcli("batch", "p.jsonl", *DEMO)
+    assert done.code == 1 and "error: line 2: " in done.stderr
+    assert "hint: choose another output for this row" in done.stderr and "-o" not in done.stderr
+
+
 @pytest.mark.parametrize("kept", ["full", "minimal", "none"])
 def test_the_journal_says_which_prompt_failed(
     sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
@@ -773,7 +781,7 @@ REFUSED = [
     (["batch", "nope.txt"], 66, "nope.txt is not there"),
     (["batch", "."], 65, "is a folder"),
     (["batch", "p.txt", "-o", "p.txt/"], 73, "is not a folder"),
-    (["batch", "p.txt", "--batch-size", "many"], 2, "batch_size can't be 'many'"),
+    (["batch", "p.txt", "--batch-size", "many"], 2, "--batch-size can't be 'many'"),
     (["batch", "p.txt", "--limit", "3"], 2, "--limit is for --expand all"),
     (["batch", "-", "--stream", "--input-format", "csv"], 2, "reads text or jsonl"),
     (["batch", "p.txt", "-o", "{seed}.png", "--overwrite"], 2, "add {id} to the template"),

@@ -711,6 +711,26 @@ def test_keys_do_all_of_it(browser: Browser, many: Path) -> None:
 
 
 @pytest.mark.outside
+def test_back_closes_what_is_open(browser: Browser, many: Path) -> None:
+    with opened(browser, many) as (page, _):
+        page.get_by_label("Search", exact=True).fill("circle")
+        for leave in ("back", "Escape", "back"):
+            page.locator(".cell .open").first.click()
+            assert page.locator("#detail").is_visible()
+            page.go_back() if leave == "back" else page.keyboard.press(leave)
+            page.wait_for_function("() => !document.querySelector('dialog[open]') && !history.state")
+            assert page.url.endswith("#q=circle") and counted(page) == "39 of 120 pictures"
+        for cell in (0, 1):
+            page.locator(".cell").nth(cell).hover()
+            page.locator(".cell input").nth(cell).check()
+        page.get_by_role("button", name="Compare the two").click()
+        assert page.locator("#pair").is_visible()
+        page.go_back()
+        page.wait_for_function("() => !document.querySelector('dialog[open]')")
+        assert page.locator("#tray").is_visible()
+
+
+@pytest.mark.outside
 def test_failures_and_unreadable_pictures_are_listed(browser: Browser, many: Path) -> None:
     with opened(browser, many) as (page, _):
         page.get_by_role("button", name="Failures 2").click()
@@ -809,12 +829,17 @@ def test_one_field_is_searched_by_its_name(browser: Browser, many: Path) -> None
             ('"seed 1007"', 1), ("seed 1007", 1), ('"12 steps"', 23), ("1007 · 12 steps", 1),
             ("seed:1007", 1), ("SEED:1007", 1), ("seed:100", 0), ("steps:12", 23), ("num_inference_steps:12 circle", 7),
             ('"prompt:a star number 113"', 1), ('prompt:"a star number 113"', 1), ("prompt:1007", 0), ("lora:in", 12),
+            ("seed: 1007", 1), ("steps: 12 circle", 7), ("nobody: 1007", 0),
             ("seed:1007 prompt:star", 0), ("file.name:007", 1), ("model:dem", 120),
             # No field has this name: it is text, and some prompt's.
             ("javascript:window.hit=1", 1), ("constructor:x", 0), (":", 120), ("seed:", 120),
         ):  # fmt: skip
             page.get_by_label("Search", exact=True).fill(query)
             assert counted(page).split()[0] == str(found), query
+        page.get_by_label("Search", exact=True).fill("circle nobody:3")
+        assert page.locator("#none").inner_text() == "No picture is like that. There is no field nobody."
+        page.get_by_label("Search", exact=True).fill("seed:3")
+        assert page.locator("#none").inner_text() == "No picture is like that."
         page.get_by_label("Search in").select_option("negative_prompt")
         page.get_by_label("Search", exact=True).fill("seed:1007")
         assert cards(page) == ["a square number 7"]

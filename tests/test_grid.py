@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from sdcli.pipeline import Pipeline
 from tests.conftest import Sdcli, pixels, record_of
 from tests.test_batch import DEMO, images, journal
 
@@ -116,6 +119,24 @@ def test_origins_name_the_axis(sdcli: Sdcli, tmp_path: Path) -> None:
     assert [o["num_inference_steps"] for o in origins] == ["--x", "--x"]
     assert [(o["width"], o["prompt"]) for o in origins] == [("--z", "argument")] * 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_that_is_left_is_told_of(sdcli: Sdcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells are there, and the run was asked to stop before it came to its sheet."""
+    real = Pipeline._draw
+
+    def draw(self: Pipeline, *more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *more)
+
+    monkeypatch.setattr(Pipeline, "_draw", draw)
+    asked = ("grid", "a red star", "--x", "seed=1,2", *DEMO, "--batch-size", "2", "-o", "g/")
+    done = sdcli(*asked)
+    assert done.code == 130 and len(done.lines) == 2 and "2 drawn" in done.stderr
+    assert "the same command goes on where this one stopped" in done.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert sdcli(*asked).lines[-1].startswith("g/grid-")
 
 
 def test_private_sheets(sdcli: Sdcli, tmp_path: Path) -> None:

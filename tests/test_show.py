@@ -633,18 +633,18 @@ def test_failures_leave_a_clean_terminal(
     monkeypatch.setattr(passes.StableDiffusion, "_decode", decode)
     done, seen = watched("batch", "prompts.txt", *SMALL, "--preview")
     assert done.code == 1 and labels(seen) == ["1/2 a star", "2/2 a red circle"], seen[-2000:]
-    assert len(re.findall(r"A\x1b\[J\x1b\[31merror: \x1b\[0mthe picture's values", seen)) == 2
+    assert len(re.findall(r"A\x1b\[J\x1b\[31merror: \x1b\[0mline \d: the picture's values", seen)) == 2
 
 
 def test_after_ctrl_c_nothing_forms_any_more(tmp_path: Path) -> None:
-    """What is said of it stands under the preview, which stays: what is taken away would be counted wrong."""
+    """What is said of it stands where the preview was."""
     (tmp_path / "prompts.txt").write_text("a star\na red circle\n")
     some = ("-m", "demo", "--steps", "200", "--batch-size", "1", "-o", "x/")
     argv = command("batch", "prompts.txt", *some, "--preview", "--graphics", "blocks")
     done = on_a_terminal(argv, tmp_path, interrupts_at=b"s/step")
     assert done.code == 130 and done.out.count(b"\n") == 1
     before, after = done.seen.decode().split("finishing what is in flight; once more stops at once\r\n")
-    assert "▀" in before and before.endswith("\r\n")
+    assert "▀" in before and before.endswith(f"\r{ERASED * 20}\x1b[J")
     assert "▀" not in after and "\x1b[J" not in after and "\x1b[A" not in after
 
 

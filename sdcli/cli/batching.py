@@ -193,7 +193,8 @@ def go(
 ) -> None:
     """Run a batch, and say at its end how it went: to people, and to machines as the last line."""
     tally = how.tally
-    screen.at_leaving = lambda error: _leave(error, how, results)
+    at_its_end = at_end is None
+    screen.at_leaving = lambda error: _leave(error, how, results, at_its_end=at_its_end)
     try:
         ended: SdcliError | None = None
         try:
@@ -202,6 +203,7 @@ def go(
             ended = error
         if at_end is not None:
             at_end(ready)
+            at_its_end = True
         if ended is not None:
             raise ended
     except ClosedPipe:
@@ -211,7 +213,7 @@ def go(
             raise  # Nothing has begun: the one error line is all that there is.
         if not error.told and not isinstance(error, Interrupted):
             results.event(events.error(error))
-        _leave(error, how, results)
+        _leave(error, how, results, at_its_end=at_its_end)
         raise
     else:
         _summary(how, results)
@@ -220,10 +222,10 @@ def go(
         ready.close()
 
 
-def _leave(error: SdcliError, how: How, results: Results) -> None:
-    """Say how far a run came that ends before its end, and how to go on."""
+def _leave(error: SdcliError, how: How, results: Results, *, at_its_end: bool) -> None:
+    """Say how far a run came that ends before its end, and how to go on; `at_its_end`: nothing but its pictures is made."""
     error.told = True
-    if how.tally.left:
+    if how.tally.left or not at_its_end:
         error.hint = "; ".join(filter(None, [error.hint, "the same command goes on where this one stopped"]))
     _summary(how, results)
 

@@ -172,10 +172,9 @@ def finishing() -> Iterator[Callable[[], int | None]]:
             _straight(f"\nerror: interrupted by signal {number}\n")
             os._exit(128 + number)
         came.append(number)
-        if screen.preview is not None:
-            screen.preview.leave()
+        before = (screen.preview.leave() if screen.preview is not None else "") or "\n"
         if screen.verbosity >= 0:
-            _straight("\nfinishing what is in flight; once more stops at once\n")
+            _straight(f"{before}finishing what is in flight; once more stops at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -77,10 +77,11 @@ class Screen:
         if self.verbosity >= 0:
             self._line(styled("warning: ", "33") + printable(text.replace("\n", " ")))
 
-    def error(self, error: SdcliError) -> None:
-        """Say what happened, and what to do about it."""
+    def error(self, error: SdcliError, where: str | None = None) -> None:
+        """Say what happened, and what to do about it; `where`: in what, if the message does not say."""
         self.stop()
-        self._line(styled("error: ", "31") + printable(error.message.replace("\n", " ")))
+        text = f"{where}: {error.message}" if where else error.message
+        self._line(styled("error: ", "31") + printable(text.replace("\n", " ")))
         if error.hint:
             self._line(styled("  hint: ", "36") + printable(error.hint.replace("\n", " ")))
 

@@ -187,9 +187,10 @@ class Terminal:
             before, self._image = self._image, None
             self._free(before)
 
-    def leave(self) -> None:
-        """Let what `over` put there stay, and put nothing there from now on: what is said now stands under it."""
-        self._left = True
+    def leave(self) -> str:
+        """Put nothing there from now on; return what takes away what `over` put there. For signal handlers."""
+        erased, self._left = self._erased(), True
+        return erased
 
     def _erased(self) -> str:
         # Row by row: of a screen that is erased whole some terminals keep what was on it.

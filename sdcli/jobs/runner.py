@@ -78,7 +78,7 @@ class Watcher(Protocol):
 
     def say(self, text: str, level: int = 0) -> None: ...
     def warn(self, text: str) -> None: ...
-    def error(self, error: SdcliError) -> None: ...
+    def error(self, error: SdcliError, where: str | None = None) -> None: ...
     def step(self, step: Step, label: str) -> None: ...
     def tally(self, tally: Tally, prompt: str) -> None: ...
     def stop(self) -> None: ...
@@ -364,7 +364,8 @@ class Runner:
         Raises the failure that is the last of too many of its kind in a row.
         """
         if said:
-            self.watcher.error(error)
+            named = isinstance(job, Job) and job.line is not None and not self.how.each
+            self.watcher.error(error, f"line {job.line}" if named else None)
         error.line = job.line
         own = None
         if isinstance(job, Job):
@@ -423,7 +424,8 @@ class Runner:
         naming = output.naming(record, index=job.index, when=datetime.now(), line=job.line, name=job.name)
         path = self._left_under_its_name(record.id, destination, naming, data, made.pixels)
         if path is None:
-            path = output.save(destination, data, naming)
+            hint = "choose another output for this row" if job.destination is not None else output.ELSEWHERE
+            path = output.save(destination, data, naming, hint)
         event = events.image(
             job,
             record,

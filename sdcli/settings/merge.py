@@ -200,7 +200,8 @@ def convert(name: str, value: Any, origin: str) -> Any:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         choices = getattr(_literal(option.type), "__args__", ())
-        hint = f"one of {', '.join(map(str, choices))}" if choices else f"{name}: {option.help}"
+        called = _called(option, name, origin)
+        hint = f"one of {', '.join(map(str, choices))}" if choices else f"{called.rpartition(': ')[2]}: {option.help}"
         reason = str(error).replace("`", "").replace("Expected", "expected").replace(" | null", "")
         if choices:
             reason = f"expected one of {', '.join(map(str, choices))}"
@@ -213,7 +214,13 @@ def convert(name: str, value: Any, origin: str) -> Any:
         shown = given[0] if isinstance(given, list) and len(given) == 1 else given
         if option.read is not None:
             reason = re.sub(r" - at \$(?:\[(?:\.\.\.|\d+)\])?\.?(\w*)", lambda m: f" ({m[1]})" if m[1] else "", reason)
-        raise UsageError(f"{origin}: {name} can't be {shown!r}: {reason}{close}", hint) from None
+        raise UsageError(f"{called} can't be {shown!r}: {reason}{close}", hint) from None
+
+
+def _called(option: Option, name: str, origin: str) -> str:
+    """Return what a field is called to whoever gave it there."""
+    flag = next((flag for flag in option.flags if flag.startswith("--")), None)
+    return flag if origin == "flag" and flag is not None else f"{origin}: {name}"
 
 
 def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -> Any:
@@ -228,7 +235,7 @@ def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -
     except (ValueError, RecursionError) as error:
         reason = error if type(error) is ValueError else "it is no JSON"
         raise UsageError(
-            f"{origin}: {option.field} can't be {value!r}: {reason}", f"{option.field}: {option.help}"
+            f"{_called(option, option.field, origin)} can't be {value!r}: {reason}", f"{option.field}: {option.help}"
         ) from None
 
 

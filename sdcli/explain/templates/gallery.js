@@ -40,10 +40,12 @@
     return haystacks.get(scope);
   }
   function words(query) {
-    return [...query.toLowerCase().matchAll(/([^\s":]+:)?"([^"]+)"?|(\S+)/g)].map((m) => m[3] ?? (m[1] ?? "") + m[2]);
+    // A space after a field's name is one that was typed out of habit.
+    const joined = query.toLowerCase().replace(/([^\s":]+): +/g, (all, name) => (named.has(name) ? `${name}:` : all));
+    return [...joined.matchAll(/([^\s":]+:)?"([^"]+)"?|(\S+)/g)].map((m) => m[3] ?? (m[1] ?? "") + m[2]);
   }
   // As the options are called.
-  const ALSO = { steps: "num_inference_steps", cfg: "guidance_scale" };
+  const ALSO = { steps: "num_inference_steps", cfg: "guidance_scale", sampler: "scheduler" };
   const named = new Map([...columns.values()].map((c) => [c.name.toLowerCase(), c]));
   for (const [name, field] of Object.entries(ALSO)) if (columns.has(field)) named.set(name, columns.get(field));
   // What says of a row whether a word is in it; `field:value` looks into one field, where there is such a field.
@@ -79,7 +81,7 @@
   let matching = [];
   let started = false;
   function update() {
-    const asked = words($("search").value).map((word) => wanted(word, $("scope").value));
+    const typed = words($("search").value), asked = typed.map((word) => wanted(word, $("scope").value));
     matching = [];
     for (let row = 0; row < total; row++) if (asked.every((is) => is(row))) matching.push(row);
     const names = [...filters.keys()];
@@ -89,6 +91,8 @@
     for (const name of names) count(name);
     $("count").textContent = (shown.length === total ? "" : `${number(shown.length)} of `) + many(total, "picture");
     $("none").hidden = shown.length > 0;
+    const nobody = typed.map((word) => /^([\p{L}_.]+):/u.exec(word)?.[1]).find((name) => name && !named.has(name));
+    $("none").textContent = `No picture is like that.${nobody ? ` There is no field ${nobody}.` : ""}`;
     focused = 0;
     layout();
     keep();
@@ -231,7 +235,7 @@
 
   // Facets
 
-  const FIRST = ["model", "scheduler", "lora", "size", "num_inference_steps", "tags.set"];
+  const FIRST = ["made by", "model", "scheduler", "lora", "size", "num_inference_steps", "tags.set"];
   const MOST = 60;
   function tally(name) {
     const column = columns.get(name), counts = new Map();
@@ -368,7 +372,7 @@
     for (const button of detail.querySelectorAll("[data-go]")) {
       button.disabled = !(place + Number(button.dataset.go) in shown);
     }
-    if (!detail.open) detail.showModal();
+    opened(detail);
     detail.querySelector(".body").scrollTop = detail.querySelector(".facts").scrollTop = 0;
   }
   function head(name) {
@@ -472,7 +476,7 @@
     if (!rows[0].length) rows[0].push(make("tr", {}, make("td", { colSpan: 3, textContent: "Nothing that was asked differs." })));
     if (rows[1].length) rows[1].unshift(heading(3));
     $("pair").querySelector("tbody").replaceChildren(...rows.flat());
-    if (!$("pair").open) $("pair").showModal();
+    opened($("pair"));
   }
   $("compare").addEventListener("click", () => { if (picked.length === 2) pair(); });
   $("only").addEventListener("change", pair);
@@ -480,7 +484,15 @@
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+    dialog.addEventListener("close", () => { if (history.state?.dialog) history.back(); });
   }
+  // The browser's Back closes what is open, as phones have it.
+  function opened(dialog) {
+    if (dialog.open) return;
+    dialog.showModal();
+    history.pushState({ dialog: true }, "");
+  }
+  window.addEventListener("popstate", () => { for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(); });
 
   // What went wrong
 
@@ -542,7 +554,7 @@
     for (const other of ["failures", "unreadable"]) if (!$(other).hidden) kept.set("view", other);
     for (const [name, f] of filters) if (isUsed(f)) kept.append("f", JSON.stringify([name, [...f.values], f.min, f.max]));
     try {
-      history.replaceState(null, "", `${kept}` ? `#${kept}` : location.pathname + location.search);
+      history.replaceState(history.state, "", `${kept}` ? `#${kept}` : location.pathname + location.search);
     } catch {
       // Some browsers let a page do so only so often.
     }
