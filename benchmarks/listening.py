@@ -22,6 +22,7 @@ from typing import Any
 import sdcli
 from benchmarks.sides import table
 from sdcli.cli import seeing
+from sdcli.cli.terminal import Terminal
 from sdcli.jobs import watching
 from sdcli.jobs.jobs import Job
 from sdcli.jobs.watching import Watch
@@ -103,8 +104,8 @@ def once(pipeline: Any, request: GenerationRequest, watch: Watch | None, cost: C
     return str(image.record.pixels.sha256)
 
 
-def terminal(way: Any) -> seeing.Terminal:
-    return seeing.Terminal(open(os.devnull, "w"), way)
+def terminal(way: Any) -> Terminal:
+    return Terminal(open(os.devnull, "w"), way)
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from PIL import Image
 import sdcli as library
 from sdcli.cli import seeing
 from sdcli.cli.main import screen
+from sdcli.cli.terminal import Protocol, Terminal
 from sdcli.errors import NotFinite
 from sdcli.jobs.jobs import Job
 from sdcli.pipeline import Step, passes, previewing
@@ -494,7 +495,7 @@ def test_what_is_said_stays_in_sight(watched: Callable[..., tuple[Outcome, str]]
     ],
 )  # fmt: skip
 def test_a_terminal_that_has_been_resized(
-    way: seeing.Protocol, width: int, line: int, rows: int, monkeypatch: pytest.MonkeyPatch
+    way: Protocol, width: int, line: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines that are wider than it is now have been wrapped; pictures that are no characters have not."""
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -502,7 +503,7 @@ def test_a_terminal_that_has_been_resized(
     written: list[str] = []
     with open(theirs, "w", encoding="utf-8") as stream:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
-        terminal = seeing.Terminal(stream, way, write=written.append)
+        terminal = Terminal(stream, way, write=written.append)
         terminal.over(Image.new("RGB", (16, 16), RED), "x" * line)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
         terminal.over(Image.new("RGB", (16, 16), RED), "forming")
@@ -718,7 +719,7 @@ def test_the_linear_map(demo: library.Pipeline, tmp_path: Path, monkeypatch: pyt
 def test_a_preview_leaves_finished_pictures() -> None:
     """kitty keeps a picture by its number: those of previews are taken away, those that were put are not."""
     written = io.StringIO()
-    terminal = seeing.Terminal(written, "kitty")
+    terminal = Terminal(written, "kitty")
     image = Image.new("RGB", (16, 16), RED)
     for _ in range(2):
         terminal.over(image, "forming")

@@ -11,7 +11,8 @@ from sdcli import output, pipeline
 from sdcli.cli.drawing import Loading, hint_dynamic, show_plan
 from sdcli.cli.main import finishing, screen
 from sdcli.cli.results import Results
-from sdcli.cli.seeing import Previewing, Terminal
+from sdcli.cli.seeing import Previewing
+from sdcli.cli.terminal import Terminal
 from sdcli.device import DevicePlan
 from sdcli.errors import ClosedPipe, Interrupted, ModelUnavailable, SdcliError, SomeFailed, UsageError
 from sdcli.jobs import batch as batches

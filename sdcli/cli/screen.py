@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli.errors import SdcliError
 
 if TYPE_CHECKING:
-    from sdcli.cli.seeing import Terminal
+    from sdcli.cli.terminal import Terminal
     from sdcli.jobs.runner import Tally
     from sdcli.pipeline import Step
 

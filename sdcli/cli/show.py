@@ -14,8 +14,9 @@ from sdcli.cli import seeing
 from sdcli.cli.main import app, closing, screen
 from sdcli.cli.results import Results
 from sdcli.cli.screen import is_dumb
-from sdcli.cli.seeing import GRAPHICS, MOST_CELLS, Protocol, Terminal
+from sdcli.cli.seeing import GRAPHICS
 from sdcli.cli.shared import Quiet, Verbose
+from sdcli.cli.terminal import MOST_CELLS, Protocol, Terminal
 from sdcli.errors import BadInput, CannotCreateOutput, InputMissing, SomeFailed, UsageError
 
 
