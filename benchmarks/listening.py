@@ -139,7 +139,7 @@ def main() -> int:
                 where,
                 clean=False,
                 pictures=1,
-                overwrite=False,
+                overwrite=True,
                 say=lambda text: None,
                 tell=lambda event: None,
             )
