@@ -435,11 +435,17 @@ def test_one_bad_job_does_not_stop_the_others(sdcli: Sdcli, tmp_path: Path, monk
 
 
 def test_a_row_that_fails_is_named(sdcli: Sdcli, tmp_path: Path) -> None:
-    Path("taken").mkdir()
     write(tmp_path, "p.jsonl", *[json.dumps({"prompt": "a star", "output": o}) for o in ("a.png", f"{'x' * 300}.png")])
     done = sdcli("batch", "p.jsonl", *DEMO)
-    assert done.code == 1 and "error: line 2: " in done.stderr
+    assert done.code == 1 and "error: p.jsonl:2: " in done.stderr
     assert "hint: choose another output for this row" in done.stderr and "-o" not in done.stderr
+
+
+def test_a_row_whose_expansion_can_not_be_drawn_is_named(sdcli: Sdcli, tmp_path: Path) -> None:
+    write(tmp_path, "p.txt", "a star", "a {<lora:nope:1>|<lora:nope2:1>} circle")
+    done = sdcli("batch", "p.txt", *DEMO, "--expand", "all")
+    assert done.code == 1 and done.stderr.count("error: p.txt:2: there is no LoRA called nope") == 2
+    assert len(done.lines) == 1
 
 
 @pytest.mark.parametrize("kept", ["full", "minimal", "none"])

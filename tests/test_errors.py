@@ -24,6 +24,7 @@ TABLE = [
     (["generate"], 2, "there is no PROMPT"),
     (["generate", "x", "--stpes", "3"], 2, "No such option: --stpes"),
     (["generate", "x", "--steps", "many"], 2, "steps can't be 'many'"),
+    (["generate", "x", "--hires", "foo"], 2, "--hires can't be 'foo'"),
     (["generate", "x", "--steps", "0"], 2, "--steps can't be '0'"),
     (["generate", "x", "--cfg", "inf"], 2, "--guidance-scale can't be 'inf'"),
     (["generate", "x", "--cfg", "nan"], 2, "--guidance-scale can't be 'nan'"),

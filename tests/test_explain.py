@@ -564,7 +564,7 @@ def test_a_run_before_gives_way_and_nothing_of_anybody_else(sdcli: Sdcli) -> Non
     for name in ("step-001-clean.png", "seed-7.png"):
         Path("a", name).write_bytes(b"mine")
         done = sdcli(*command, "1")
-        assert done.code == 73 and f"a/{name} is not as `sdcli explain` wrote it" in done.stderr
+        assert done.code == 73 and f"a/{name} is not as `sdcli explain` left it" in done.stderr
         assert "loading" not in done.stderr and Path("a", name).read_bytes() == b"mine"
         Path("a", name).unlink()
     assert sdcli(*command, "1").code == 0 and Path("a/step-001-clean.png").exists()

@@ -718,8 +718,28 @@ def test_back_closes_what_is_open(browser: Browser, many: Path) -> None:
             page.locator(".cell .open").first.click()
             assert page.locator("#detail").is_visible()
             page.go_back() if leave == "back" else page.keyboard.press(leave)
-            page.wait_for_function("() => !document.querySelector('dialog[open]') && !history.state")
+            page.wait_for_function(
+                "() => !document.querySelector('dialog[open]') && history.scrollRestoration === 'auto'"
+            )
             assert page.url.endswith("#q=circle") and counted(page) == "39 of 120 pictures"
+        # Where one has walked to, one is afterwards.
+        page.locator(".cell .open").first.click()
+        for _ in range(30):
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press("Escape")
+        page.wait_for_function("() => !document.querySelector('dialog[open]') && history.scrollRestoration === 'auto'")
+        page.wait_for_timeout(200)
+        focused = "document.activeElement.getBoundingClientRect()"
+        assert page.evaluate(f"{focused}.top >= 0 && {focused}.bottom <= innerHeight && scrollY > 0")
+        # An open picture that was reloaded away takes no later search with it.
+        page.evaluate("scrollTo(0, 0)")
+        page.locator(".cell .open").first.click()
+        page.reload()
+        page.get_by_label("Search", exact=True).fill("star")
+        page.locator(".cell .open").first.click()
+        page.go_back()
+        page.wait_for_timeout(200)
+        assert page.get_by_label("Search", exact=True).input_value() == "star" and page.url.endswith("#q=star")
         for cell in (0, 1):
             page.locator(".cell").nth(cell).hover()
             page.locator(".cell input").nth(cell).check()
@@ -749,7 +769,8 @@ def test_failures_and_unreadable_pictures_are_listed(browser: Browser, many: Pat
             ("seed:1", 0),
             ("prompt:lost", 1),
             ("line:3", 1),
-            ("line:4", 1),
+            ("line: 4", 1),
+            ("line:", 2),
             ("nobody:3", 0),
         ):
             page.get_by_label("Search", exact=True).fill(text)
@@ -829,7 +850,7 @@ def test_one_field_is_searched_by_its_name(browser: Browser, many: Path) -> None
             ('"seed 1007"', 1), ("seed 1007", 1), ('"12 steps"', 23), ("1007 · 12 steps", 1),
             ("seed:1007", 1), ("SEED:1007", 1), ("seed:100", 0), ("steps:12", 23), ("num_inference_steps:12 circle", 7),
             ('"prompt:a star number 113"', 1), ('prompt:"a star number 113"', 1), ("prompt:1007", 0), ("lora:in", 12),
-            ("seed: 1007", 1), ("steps: 12 circle", 7), ("nobody: 1007", 0),
+            ("seed: 1007", 1), ("steps: 12 circle", 7), ("nobody: 1007", 0), ("made_by:sdcli", 120), ("made_by:nobody", 0),
             ("seed:1007 prompt:star", 0), ("file.name:007", 1), ("model:dem", 120),
             # No field has this name: it is text, and some prompt's.
             ("javascript:window.hit=1", 1), ("constructor:x", 0), (":", 120), ("seed:", 120),
@@ -940,7 +961,7 @@ def test_fields_are_grouped(browser: Browser, many: Path) -> None:
 
 @pytest.mark.outside
 def test_one_is_one(browser: Browser, sdcli: Sdcli, tmp_path: Path) -> None:
-    put("pictures/a.png")
+    put("pictures/a.png", "a table, seed: 7")
     Path("pictures/broken.png").write_text("no picture")
     book = journal.Journal(Path("pictures"), journal.Index())
     book.begin(seed=1, batch_size=1)
@@ -949,6 +970,9 @@ def test_one_is_one(browser: Browser, sdcli: Sdcli, tmp_path: Path) -> None:
     gallery(sdcli)
     with opened(browser, tmp_path / "pictures/gallery.html") as (page, _):
         assert counted(page) == "1 picture"
+        page.get_by_label("Search", exact=True).fill('"table, seed: 7"')
+        assert counted(page) == "1 picture"
+        page.get_by_label("Search", exact=True).fill("")
         page.get_by_role("button", name="Failures 1").click()
         assert page.locator("#failed").inner_text() == "1 failure"
         page.get_by_role("button", name="Unreadable 1").click()

@@ -321,6 +321,7 @@ def on_a_terminal(
                 seen += data
         if interrupts_at is not None and interrupts_at in seen:
             interrupts_at = None
+            time.sleep(0.05)  # What is said to have come is no longer being written.
             os.write(terminal, b"\x03")
         if not answers:
             continue
@@ -634,7 +635,7 @@ def test_failures_leave_a_clean_terminal(
     monkeypatch.setattr(passes.StableDiffusion, "_decode", decode)
     done, seen = watched("batch", "prompts.txt", *SMALL, "--preview")
     assert done.code == 1 and labels(seen) == ["1/2 a star", "2/2 a red circle"], seen[-2000:]
-    assert len(re.findall(r"A\x1b\[J\x1b\[31merror: \x1b\[0mline \d: the picture's values", seen)) == 2
+    assert len(re.findall(r"A\x1b\[J\x1b\[31merror: \x1b\[0mprompts.txt:\d: the picture's values", seen)) == 2
 
 
 def test_after_ctrl_c_nothing_forms_any_more(tmp_path: Path) -> None:
@@ -647,6 +648,22 @@ def test_after_ctrl_c_nothing_forms_any_more(tmp_path: Path) -> None:
     before, after = done.seen.decode().split("finishing what is in flight; once more stops at once\r\n")
     assert "▀" in before and before.endswith(f"\r{ERASED * 20}\x1b[J")
     assert "▀" not in after and "\x1b[J" not in after and "\x1b[A" not in after
+
+
+def test_a_signal_amid_a_frame_takes_nothing_else_away() -> None:
+    """How much of it is there then nobody knows: it stays."""
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        erased.append(terminal.leave())
+
+    erased: list[str] = []
+    terminal = Terminal(io.StringIO(), "blocks", write=write)
+    terminal.over(Image.new("RGB", (16, 16), RED), "forming")
+    terminal.clear()
+    terminal.over(Image.new("RGB", (16, 16), RED), "forming")
+    assert erased == [""] and len(written) == 1
 
 
 @pytest.mark.parametrize("run", ["generate", "batch", "grid"])

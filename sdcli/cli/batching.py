@@ -226,7 +226,7 @@ def go(
 def _leave(error: SdcliError, how: How, results: Results, *, at_its_end: bool) -> None:
     """Say how far a run came that ends before its end, and how to go on; `at_its_end`: nothing but its pictures is made."""
     error.told = True
-    if how.tally.left or not at_its_end:
+    if how.tally.left or (not at_its_end and isinstance(error, Interrupted)):
         error.hint = "; ".join(filter(None, [error.hint, "the same command goes on where this one stopped"]))
     _summary(how, results)
 

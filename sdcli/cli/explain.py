@@ -114,7 +114,9 @@ def explain(
         output.remove(before)
         # Last what names the others.
         for name, data in made.files.items():
-            output.write(Path(assets) / name, data, overwrite=name == explaining.NUMBERS, hint=ELSEWHERE)
+            asked = Path(assets) / name
+            if output.write(asked, data, overwrite=name == explaining.NUMBERS, hint=ELSEWHERE) != asked:
+                raise CannotCreateOutput(f"{asked} came there meanwhile", ELSEWHERE)
     screen.stop()
     if as_json:
         results.event(
@@ -177,5 +179,5 @@ def _before(folder: Path) -> dict[Path, int]:
     before = output.of_a_run_before(numbers, files if isinstance(files, list) else [], explaining.PICTURE)
     for path in folder.iterdir():
         if explaining.PICTURE.fullmatch(path.name) and path not in before:
-            raise CannotCreateOutput(f"{path} is not as `sdcli explain` wrote it there", ELSEWHERE)
+            raise CannotCreateOutput(f"{path} is not as `sdcli explain` left it there", f"{ELSEWHERE}, or remove it")
     return before

@@ -94,17 +94,18 @@ class Terminal:
         text = self._text(image, across, down)
         same = self._shown is not None and self._shown[:2] == (across, down) and self._rows() == down
         up = f"\r\x1b[{down}A" if same else self._erased()
+        self._shown = None  # A signal in the midst of it can't count what is there.
         if self._left:
             return
-        self._shown = (across, down, cell_len(line))
         self._write(f"{up}{text}\r\x1b[2K{line}")
+        self._shown = (across, down, cell_len(line))
         self._free(before)
 
     def clear(self) -> None:
         """Take what `over` put there away."""
         if self._shown is not None and not self._left:
-            self._write(self._erased())
-            self._shown = None
+            erased, self._shown = self._erased(), None
+            self._write(erased)
             before, self._image = self._image, None
             self._free(before)
 

@@ -369,11 +369,11 @@ def jobs(
                 try:
                     ready.pin(job.request)
                 except SdcliError as error:  # What a prompt was expanded to may name what is not here.
-                    yield Refused(error=error, line=job.line)
+                    yield Refused(error=error, line=job.line, origin=job.origin)
                     continue
                 yield job
         except SdcliError as error:
-            yield Refused(error=error, line=one.line)
+            yield Refused(error=error, line=one.line, origin=one.origin)
 
 
 # As a coprocess

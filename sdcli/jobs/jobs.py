@@ -28,7 +28,8 @@ MOST_PROMPTS = 100_000
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One picture to draw: its request with the seed filled in, its place in the run (from 1), the line that it came
-    from, and what travels with it. `destination` is its own, None where it goes where the run's pictures go."""
+    from, and what travels with it. `destination` is its own, None where it goes where the run's pictures go; `origin` is where
+    it stands, as people are told."""
 
     request: GenerationRequest
     index: int
@@ -37,6 +38,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     tags: dict[str, str] = msgspec.field(default_factory=dict)
     destination: Destination | None = None
+    origin: str = ""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,10 +68,11 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that cannot be drawn, and why."""
+    """A row that cannot be drawn, and why; `origin` is where it stands, if the error does not say that."""
 
     error: SdcliError
     line: int | None = None
+    origin: str = ""
 
 
 class Seeds:
@@ -137,7 +140,7 @@ def of_asked(
             before = asked.template if asked.template is not None or lifted.prompt == template else template
             yield Job(
                 request=lifted, index=index, line=asked.line, template=before, name=options.name, tags=options.tags or {},
-                destination=asked.destination,
+                destination=asked.destination, origin=asked.origin,
             )  # fmt: skip
             index += 1
 

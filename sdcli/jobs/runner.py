@@ -364,8 +364,7 @@ class Runner:
         Raises the failure that is the last of too many of its kind in a row.
         """
         if said:
-            named = isinstance(job, Job) and job.line is not None and not self.how.each
-            self.watcher.error(error, f"line {job.line}" if named else None)
+            self.watcher.error(error, job.origin or None)
         error.line = job.line
         own = None
         if isinstance(job, Job):

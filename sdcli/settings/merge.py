@@ -169,6 +169,7 @@ def _expand(name: str, value: Any, origin: str) -> Iterable[tuple[str, Any]]:
 def convert(name: str, value: Any, origin: str) -> Any:
     """Return `value` as the field that `name` fills wants it; UsageError where it does not fit."""
     option = names()[name]
+    called = _called(option, name, origin)
     # A path is bytes to the system, and may be no UTF-8.
     path = option.field in (
         "output",
@@ -182,26 +183,25 @@ def convert(name: str, value: Any, origin: str) -> Any:
         "adapter_dir",
     )
     if isinstance(value, str) and not path and not is_unicode(value):
-        raise UsageError(f"{origin}: {name} is not UTF-8", "check the terminal's or the script's encoding")
+        raise UsageError(f"{called} is not UTF-8", "check the terminal's or the script's encoding")
     if isinstance(value, str) and option.field in JSON:
         try:
             value = json.loads(value)
             json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape" if path else "strict")
         except (ValueError, RecursionError):
             kind, example = JSON[option.field]
-            raise UsageError(f"{origin}: {name} is a JSON {kind}, not {value!r}", f"for example {example}") from None
+            raise UsageError(f"{called} is a JSON {kind}, not {value!r}", f"for example {example}") from None
     given = value
     if value in ("", [""]) and (option.read is not None or option.field in PICTURES):
         # Nothing: what a preset, the settings or a picture's record say of it is taken away.
         return () if option.many else None
     if option.read is not None:
-        value = _read(option, option.read, value, origin)
+        value = _read(option, option.read, value, called)
     try:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         choices = getattr(_literal(option.type), "__args__", ())
-        called = _called(option, name, origin)
-        hint = f"one of {', '.join(map(str, choices))}" if choices else f"{called.rpartition(': ')[2]}: {option.help}"
+        hint = f"one of {', '.join(map(str, choices))}" if choices else f"{called.removeprefix(f'{origin}: ')}: {option.help}"
         reason = str(error).replace("`", "").replace("Expected", "expected").replace(" | null", "")
         if choices:
             reason = f"expected one of {', '.join(map(str, choices))}"
@@ -223,8 +223,9 @@ def _called(option: Option, name: str, origin: str) -> str:
     return flag if origin == "flag" and flag is not None else f"{origin}: {name}"
 
 
-def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -> Any:
-    """Return what text, or a list with text in it, means to a field that is a record or a list of them; JSON is taken too."""
+def _read(option: Option, read: Callable[[str], Any], value: Any, called: str) -> Any:
+    """Return what text, or a list with text in it, means to a field that is a record or a list of them; JSON is taken too.
+    `called` is what the field is called to whoever gave it."""
     try:
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
             value = json.loads(value)
@@ -235,7 +236,7 @@ def _read(option: Option, read: Callable[[str], Any], value: Any, origin: str) -
     except (ValueError, RecursionError) as error:
         reason = error if type(error) is ValueError else "it is no JSON"
         raise UsageError(
-            f"{_called(option, option.field, origin)} can't be {value!r}: {reason}", f"{option.field}: {option.help}"
+            f"{called} can't be {value!r}: {reason}", f"{called.rpartition(': ')[2]}: {option.help}"
         ) from None
 
 

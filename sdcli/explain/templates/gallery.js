@@ -41,13 +41,16 @@
   }
   function words(query) {
     // A space after a field's name is one that was typed out of habit.
-    const joined = query.toLowerCase().replace(/([^\s":]+): +/g, (all, name) => (named.has(name) ? `${name}:` : all));
+    const joined = query.toLowerCase().replace(/"[^"]*"?|([^\s":]+): +/g, (all, name) => (isField(name) ? `${name}:` : all));
     return [...joined.matchAll(/([^\s":]+:)?"([^"]+)"?|(\S+)/g)].map((m) => m[3] ?? (m[1] ?? "") + m[2]);
   }
   // As the options are called.
   const ALSO = { steps: "num_inference_steps", cfg: "guidance_scale", sampler: "scheduler" };
   const named = new Map([...columns.values()].map((c) => [c.name.toLowerCase(), c]));
   for (const [name, field] of Object.entries(ALSO)) if (columns.has(field)) named.set(name, columns.get(field));
+  for (const name of [...named.keys()]) named.set(name.replaceAll(" ", "_"), named.get(name));
+  const wrong = new Set([...data.failures, ...data.unreadable].flatMap((one) => Object.keys(one)));
+  const isField = (name) => named.has(name) || wrong.has(name);
   // What says of a row whether a word is in it; `field:value` looks into one field, where there is such a field.
   function wanted(word, scope) {
     const at = word.indexOf(":"), column = named.get(word.slice(0, at)), value = word.slice(at + 1).trim();
@@ -484,15 +487,26 @@
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.querySelector(".close").addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-    dialog.addEventListener("close", () => { if (history.state?.dialog) history.back(); });
+    dialog.addEventListener("close", () => { if (pushed) history.back(); });
   }
-  // The browser's Back closes what is open, as phones have it.
+  // The browser's Back closes what is open, as phones have it; where one was scrolled to is looked after here.
+  let pushed = false;
   function opened(dialog) {
     if (dialog.open) return;
     dialog.showModal();
-    history.pushState({ dialog: true }, "");
+    try {
+      history.scrollRestoration = "manual";
+      history.pushState(null, "");
+      pushed = true;
+    } catch {
+      // Some browsers let a page do so only so often.
+    }
   }
-  window.addEventListener("popstate", () => { for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(); });
+  window.addEventListener("popstate", () => {
+    pushed = false;
+    for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+    history.scrollRestoration = "auto";
+  });
 
   // What went wrong
 
@@ -511,7 +525,7 @@
   function says(one, word) {
     const at = word.indexOf(":"), name = word.slice(0, at), value = word.slice(at + 1).trim();
     if (at < 1 || !Object.hasOwn(one, name)) return Object.values(one).join("\n").toLowerCase().includes(word);
-    return typeof one[name] === "number" ? String(one[name]) === value : String(one[name] ?? "").toLowerCase().includes(value);
+    return typeof one[name] === "number" && value ? String(one[name]) === value : String(one[name] ?? "").toLowerCase().includes(value);
   }
   function list(kind) {
     const section = $(kind);
@@ -554,7 +568,7 @@
     for (const other of ["failures", "unreadable"]) if (!$(other).hidden) kept.set("view", other);
     for (const [name, f] of filters) if (isUsed(f)) kept.append("f", JSON.stringify([name, [...f.values], f.min, f.max]));
     try {
-      history.replaceState(history.state, "", `${kept}` ? `#${kept}` : location.pathname + location.search);
+      history.replaceState(null, "", `${kept}` ? `#${kept}` : location.pathname + location.search);
     } catch {
       // Some browsers let a page do so only so often.
     }
