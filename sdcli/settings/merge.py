@@ -201,7 +201,7 @@ def convert(name: str, value: Any, origin: str) -> Any:
         return msgspec.convert(value, option.type, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         choices = getattr(_literal(option.type), "__args__", ())
-        hint = f"one of {', '.join(map(str, choices))}" if choices else f"{called.removeprefix(f'{origin}: ')}: {option.help}"
+        hint = f"one of {', '.join(map(str, choices))}" if choices else f"{called.rpartition(': ')[2]}: {option.help}"
         reason = str(error).replace("`", "").replace("Expected", "expected").replace(" | null", "")
         if choices:
             reason = f"expected one of {', '.join(map(str, choices))}"
