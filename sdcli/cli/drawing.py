@@ -94,6 +94,13 @@ def look(picture: str) -> Found:
     return found
 
 
+def merged(given: Given, model: Model, picture: Found | None) -> Merged:
+    """Return what a command was given with what a picture says between, as a model wants it."""
+    if picture is None:
+        return fitted(given.merged(), model)[0]
+    return fitted(given.merged((picture.path, again.values(picture)), nothing=again.nothing(picture)), model)[0]
+
+
 def resolve(
     typed: Mapping[str, Any], presets: Sequence[str], assigned: Sequence[str], of_pictures: Iterable[str | None] = ()
 ) -> tuple[Given, Model]:

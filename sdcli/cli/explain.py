@@ -21,7 +21,7 @@ from sdcli.device import DevicePlan
 from sdcli.errors import CannotCreateOutput, UsageError
 from sdcli.explain import charts, explaining, pages
 from sdcli.jobs import again, jobs
-from sdcli.jobs.jobs import Asked, Seeds, fitted
+from sdcli.jobs.jobs import Asked, Seeds
 from sdcli.models import Model, ModelSpec
 from sdcli.pipeline import observing
 from sdcli.record import SCHEMA
@@ -85,9 +85,7 @@ def explain(
     text = prompt_of_stdin() if prompt == "-" else prompt and drawing.argument(prompt)
     of_picture = (again.model(one) for one in [found] if one is not None)
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
-    between = [(found.path, again.values(found))] if found else []
-    nothing = again.nothing(found) if found else ()
-    merged, _ = fitted(given.merged(*between, nothing=nothing), model)
+    merged = drawing.merged(given, model, found)
     request = _request(text, merged, model)
     path = _page(page, request)
     before = _before(Path(assets)) if assets is not None else {}
@@ -98,7 +96,7 @@ def explain(
     if not model.is_here:
         # What its family wants is known only now.
         model = loaded.model
-        merged, _ = fitted(given.knowing(model.defaults).merged(*between, nothing=nothing), model)
+        merged = drawing.merged(given.knowing(model.defaults), model, found)
         request = msgspec.structs.replace(_request(text, merged, model), seed=request.seed)
     for line in again.missing(found, loaded.model_record.files) if found else []:
         screen.warn(line)

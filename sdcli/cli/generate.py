@@ -17,7 +17,7 @@ from sdcli.cli.typed import options_from
 from sdcli.device import DevicePlan
 from sdcli.errors import BadInput, UsageError
 from sdcli.jobs import again, jobs, plans, watching
-from sdcli.jobs.jobs import Asked, Job, Seeds, fitted
+from sdcli.jobs.jobs import Asked, Job, Seeds
 from sdcli.jobs.runner import How, Runner, Tally
 from sdcli.jobs.watching import Watch
 from sdcli.metadata.inspecting import Found
@@ -93,9 +93,7 @@ def generate(
     texts = [read if p == "-" and read is not None else drawing.argument(p) for p in asked]
     of_picture = (again.model(one) for one in [found] if one is not None)
     given, model = drawing.resolve(typed | {"size": size}, preset or [], assign or [], of_picture)
-    between = [(found.path, again.values(found))] if found else []
-    nothing = again.nothing(found) if found else ()
-    merged, _ = fitted(given.merged(*between, nothing=nothing), model)
+    merged = drawing.merged(given, model, found)
     options, spec = merged.build(JobOptions), merged.build(ModelSpec)
     plan, files = merged.build(DevicePlan), merged.build(OutputPlan)
     made = _jobs(texts, merged, options, model, again.template(found) if found else None)
@@ -143,7 +141,7 @@ def generate(
     if not model.is_here:
         # What its family wants is known only now.
         model = loaded.model
-        merged, _ = fitted(given.knowing(model.defaults).merged(*between, nothing=nothing), model)
+        merged = drawing.merged(given.knowing(model.defaults), model, found)
         made = _jobs(texts, merged, options, model, again.template(found) if found else None)
     for line in again.missing(found, loaded.model_record.files) if found else []:
         screen.warn(line)

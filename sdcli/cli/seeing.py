@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from sdcli.cli.main import screen
+from sdcli.cli.screen import printable
 from sdcli.cli.terminal import Protocol, Terminal
 from sdcli.errors import UsageError, nearest
+from sdcli.pipeline.hearing import ESTIMATES
 
 if TYPE_CHECKING:
     from sdcli.jobs.jobs import Job
@@ -125,10 +127,9 @@ class Previewing:
 class _Forming:
     """Hears the steps of a pack, and shows those that the time so far has paid for, at what the last one has cost."""
 
-    hears = frozenset({"estimates"})
+    hears = frozenset({ESTIMATES})
 
     def __init__(self, terminal: Terminal, pipeline: Pipeline, job: Job, pictures: int | None) -> None:
-        from sdcli.cli.screen import printable
         from sdcli.pipeline import previewing
 
         self._terminal = terminal

@@ -18,7 +18,7 @@ from sdcli import output
 from sdcli.errors import CannotCreateOutput, UsageError
 from sdcli.jobs.jobs import Job
 from sdcli.output import Destination
-from sdcli.pipeline import Step
+from sdcli.pipeline.hearing import ESTIMATES, Step
 from sdcli.record import SCHEMA
 
 if TYPE_CHECKING:
@@ -66,15 +66,13 @@ class Moment(Step, frozen=True, kw_only=True):
     @property
     def shown(self) -> Any:
         """The latents that the step began with, at the size of clean ones, so that they can be decoded."""
-        if self.before is None or self.sigma is None or self.signal is None:
-            return self.latents
-        return self.before / (self.signal**2 + self.sigma**2) ** 0.5
+        return self.latents if self.before is None else self.unit
 
 
 class Recorder:
     """Keeps the steps of a pack: a listener. A picture that is drawn in two passes (enlarged) has two parts."""
 
-    hears = frozenset({"estimates"})
+    hears = frozenset({ESTIMATES})
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, Step]] = []

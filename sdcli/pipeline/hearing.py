@@ -54,6 +54,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     sigma: float | None = None
     signal: float | None = None
 
+    @property
+    def unit(self) -> Any:
+        """The latents that it began with at the size that the autoencoder knows: some schedulers hold them larger."""
+        assert self.signal is not None and self.sigma is not None
+        return self.before / (self.signal**2 + self.sigma**2) ** 0.5
+
 
 Listener = Callable[[Step], None]
 

@@ -6,14 +6,17 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from sdcli import schedulers
 from sdcli.errors import UsageError
 from sdcli.models import Model
 from sdcli.pipeline.hearing import ESTIMATES, Step, split
 from sdcli.pipeline.machine import backend
+from sdcli.pipeline.previewing import scaling, widened
 from sdcli.pipeline.requests import drawn
 from sdcli.prompts import syntax
 from sdcli.record import GeneratedImage
@@ -51,33 +54,19 @@ def check_observed(request: GenerationRequest, model: Model) -> None:
 # The run
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moment:
-    """A step as it was heard: the latents (channels, height / 8, width / 8) that it began with, the `noise` and the `clean`
-    that they consist of by the network's guided word, and the numbers for which before = signal * clean + sigma * noise (None:
-    not known of this scheduler). `prompted` and `unprompted` are the clean ones by the network's word with the prompt alone and
+class Moment(Step, frozen=True, kw_only=True):
+    """A step as it was heard, of one picture (channels, height / 8, width / 8), without the latents that it ended with.
+
+    `prompted` and `unprompted` are the clean ones by the network's word with the prompt alone and
     without it, None where it was asked once; `factor` is what the guided word is rescaled by (arXiv 2305.08891, section 3.4), 1
     for not at all, and `guided` the clean ones that follow. All are torch tensors, fp32, on the CPU.
     """
 
-    number: int
-    of: int
-    timestep: float
-    before: Any = None
-    noise: Any = None
-    clean: Any = None
-    sigma: float | None = None
-    signal: float | None = None
+    latents: Any = None
     prompted: Any = None
     unprompted: Any = None
     guided: Any = None
     factor: float = 1.0
-
-    @property
-    def unit(self) -> Any:
-        """The latents that it began with at the size that the autoencoder knows: some schedulers hold them larger."""
-        assert self.signal is not None and self.sigma is not None
-        return self.before / (self.signal**2 + self.sigma**2) ** 0.5
 
     @property
     def error(self) -> float:
@@ -588,9 +577,11 @@ def decode(pipeline: Pipeline, latents: Sequence[Any]) -> list[Image]:
         return made
     pixels = latents[0][0].numel() * pipeline.pipe.vae_scale_factor**2
     many = max(1, min(LATENTS_AT_ONCE, PIXELS_AT_ONCE // pixels))
+    factor, shift = scaling(pipeline.pipe.vae)
     with torch.no_grad(), _autoencoder(pipeline) as vae:
         for at in range(0, len(latents), many):
-            pack = _raw(vae, torch.stack([*latents[at : at + many]])).to(pipeline.pipe._execution_device, vae.dtype)
+            own = torch.stack([*latents[at : at + many]]) / factor + shift
+            pack = own.to(pipeline.pipe._execution_device, vae.dtype)
             values = vae.decode(pack, return_dict=False)[0].float().nan_to_num()
             made += pipeline.pipe.image_processor.postprocess(values, output_type="pil")
     return made
@@ -601,46 +592,19 @@ def _encode(pipeline: Pipeline, image: Image) -> Any:
     import torch
 
     pixels = pipeline.pipe.image_processor.preprocess(image)
+    factor, shift = scaling(pipeline.pipe.vae)
     with torch.no_grad(), _autoencoder(pipeline) as vae:
         found = vae.encode(pixels.to(pipeline.pipe._execution_device, vae.dtype)).latent_dist.mode()
-        return _scaled(vae, found.float().cpu())[0]
+        return ((found.float().cpu() - shift) * factor)[0]
 
 
 @contextmanager
 def _autoencoder(pipeline: Pipeline) -> Iterator[Any]:
     """Give the autoencoder in the precision that it needs (SDXL's overflows in fp16), and let it go again."""
-    import torch
-
-    vae, dtype = pipeline.pipe.vae, pipeline.pipe.vae.dtype
-    raised = dtype == torch.float16 and vae.config.force_upcast
-    if raised:
-        vae.to(dtype=torch.float32)
+    vae = pipeline.pipe.vae
     try:
-        yield vae
+        with widened(vae, vae.config.force_upcast):
+            yield vae
     finally:
-        if raised:
-            vae.to(dtype=dtype)
         if pipeline.offload != "none":
             pipeline.pipe.maybe_free_model_hooks()
-
-
-def _scaled(vae: Any, latents: Any) -> Any:
-    """Return latents at the size that the network knows."""
-    mean, std = _moments(vae)
-    return latents * vae.config.scaling_factor if mean is None else (latents - mean) / std * vae.config.scaling_factor
-
-
-def _raw(vae: Any, latents: Any) -> Any:
-    """Return latents as the autoencoder itself has them."""
-    mean, std = _moments(vae)
-    return latents / vae.config.scaling_factor if mean is None else latents * std / vae.config.scaling_factor + mean
-
-
-def _moments(vae: Any) -> tuple[Any, Any]:
-    import torch
-
-    given = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
-    if None in given:
-        return None, None
-    mean, std = (torch.tensor(one).view(1, -1, 1, 1) for one in given)
-    return mean, std

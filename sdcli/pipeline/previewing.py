@@ -10,17 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdcli import places
-from sdcli.errors import UsageError
-from sdcli.pipeline.drawing import Pipeline
+from sdcli import output, places
+from sdcli.errors import SdcliError, UsageError
 from sdcli.pipeline.machine import out_of_memory
+
+if TYPE_CHECKING:
+    from sdcli.pipeline.drawing import Pipeline
 
 # Those of diffusers whose latents are the pipelines' own, but for a factor and a shift.
 AUTOENCODERS = {"AutoencoderKL", "AutoencoderDC", "AutoencoderTiny"}
@@ -90,26 +90,20 @@ def _decoded(pipeline: Pipeline, latents: Any) -> Iterator[Any]:
     import torch
 
     vae, before = _autoencoder(pipeline), pipeline.way.decoding
-    factor, shift = _scaling(vae)
-    dtype = vae.dtype
-    # Half precision overflows in some; what is widened and narrowed again is the same.
-    wide = dtype == torch.float16 and vae.config.get("force_upcast", False)
+    factor, shift = scaling(vae)
     try:
-        if wide:
-            vae.to(dtype=torch.float32)
-        for latent in latents.split(1):
-            given = latent.to(vae.device, torch.float32) / factor.to(vae.device) + shift.to(vae.device)
-            with torch.no_grad():
-                image = vae.decode(given.to(vae.dtype), return_dict=False)[0]
-            yield pipeline.pipe.image_processor.postprocess(image.nan_to_num(), output_type="pil")[0]
+        with widened(vae, bool(vae.config.get("force_upcast", False))):
+            for latent in latents.split(1):
+                given = latent.to(vae.device, torch.float32) / factor.to(vae.device) + shift.to(vae.device)
+                with torch.no_grad():
+                    image = vae.decode(given.to(vae.dtype), return_dict=False)[0]
+                yield pipeline.pipe.image_processor.postprocess(image.nan_to_num(), output_type="pil")[0]
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         pipeline.forget(error)
         raise _NoRoom from None
     finally:
-        if wide:
-            vae.to(dtype=dtype)
         pipeline.way.decoding = before  # That is of the pictures that are drawn.
 
 
@@ -121,8 +115,24 @@ def _channels(pipeline: Pipeline) -> int:
     return int(_autoencoder(pipeline).config.latent_channels)
 
 
-def _scaling(vae: Any) -> tuple[Any, Any]:
-    """Return what the autoencoder's own latents are multiplied by once the other has been taken off, by channel."""
+@contextmanager
+def widened(vae: Any, wanted: bool) -> Iterator[None]:
+    """Have an autoencoder in fp16, which overflows in some, work in fp32; what is widened and narrowed again is the same."""
+    import torch
+
+    wide = wanted and vae.dtype == torch.float16
+    if wide:
+        vae.to(dtype=torch.float32)
+    try:
+        yield
+    finally:
+        if wide:
+            vae.to(dtype=torch.float16)
+
+
+def scaling(vae: Any) -> tuple[Any, Any]:
+    """Return what the autoencoder's own latents are multiplied by once the other has been taken off, by channel
+    (1, channels or 1, 1, 1)."""
     import torch
 
     def by_channel(values: Any) -> Any:
@@ -146,20 +156,14 @@ def _fitted(pipeline: Pipeline) -> Linear:
     from torch.nn import functional
 
     vae = _autoencoder(pipeline)
-    side, (factor, shift) = SIDE * getattr(pipeline.pipe, "vae_scale_factor", 8), _scaling(vae)
+    side, (factor, shift) = SIDE * getattr(pipeline.pipe, "vae_scale_factor", 8), scaling(vae)
     pictures = _examples(side)
-    wide = pipeline.offload == "none" and vae.dtype == torch.float16
-    dtype = vae.dtype
     try:
-        if wide:
-            vae.to(dtype=torch.float32)
-        with torch.no_grad():
+        with widened(vae, pipeline.offload == "none"), torch.no_grad():
             given = (pictures * 2 - 1).to(pipeline.pipe._execution_device, vae.dtype)
             out = vae.encode(given)
         own = (out.latent_dist.mean if "latent_dist" in out else out[0]).float().cpu()
     finally:
-        if wide:
-            vae.to(dtype=dtype)
         if pipeline.offload != "none":
             # Encoding brought the autoencoder onto the device, where the networks want its room.
             pipeline.pipe.maybe_free_model_hooks()
@@ -211,11 +215,5 @@ def _kept(path: Path, channels: int) -> Linear | None:
 
 def _keep(found: Linear, path: Path) -> None:
     # It saves a moment, no more: where it can't be kept, it is fitted again.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            part.write_text(json.dumps(found.weights), "utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    with suppress(SdcliError):
+        output.write(path, json.dumps(found.weights).encode(), overwrite=True)
