@@ -284,7 +284,8 @@ def test_a_pull_that_was_killed_goes_on(tmp_path: Path) -> None:
         until = time.monotonic() + 60
         while not repo.dropped and time.monotonic() < until:
             time.sleep(0.02)
-        while set(WEIGHTS) - {disk.UNET} > _here(tmp_path / "home") and time.monotonic() < until:
+        # The one may be dropped before others are whole.
+        while len(_here(tmp_path / "home")) <= 3 and running.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
         running.kill()
         running.wait()
